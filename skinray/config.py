@@ -1,0 +1,354 @@
+"""The typed settings of every verb: frozen, unknown keys refused; defaults, then YAML, then flags.
+
+`resolve` is the one way in: it reads `--config FILE`, puts the flags on top and returns the verb's settings, or raises
+`ConfigError` with one line that names the value and what to do. Every field's docstring is its `--help`.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from tyro import _errors as tyro_errors  # the hook is not in tyro's public API; the exact version is pinned
+
+from skinray.errors import ConfigError
+from skinray.images import Preprocessing
+from skinray.taxonomy import TargetName
+
+CatalogName = Literal["ham10000", "synthetic"]
+ModelName = Literal["resnet50", "vgg16", "mobilenet", "cnn_sequential", "cnn_functional"]
+SplitName = Literal["train", "validation", "test"]
+
+
+class Settings(BaseModel):
+    """The base of all settings: immutable, and a key that nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VerbSettings(Settings):
+    """What every verb takes."""
+
+    config: str | None = None
+    """YAML file of settings; flags given beside it win."""
+    dry_run: bool = False
+    """Resolve the settings, look at the inputs, print what would happen, and stop."""
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings as stored with the output: plain JSON values, without those that only steer the command."""
+        return self.model_dump(mode="json", exclude={"config", "dry_run"})
+
+
+class PrepareSettings(VerbSettings):
+    """Turns a published data set into split Parquet shards."""
+
+    catalog: CatalogName
+    """Layout of the source: ham10000 (metadata CSV and image folders as published) or synthetic (drawn by skinray)."""
+    source: str
+    """Folder or s3:// prefix that holds the data set."""
+    output: str
+    """Folder or s3:// prefix to write the shards to; must not exist."""
+    target: TargetName = "binary"
+    """What a model is to tell apart: binary (malignant or benign) or ham7 (HAM10000's seven diagnoses)."""
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the photos set aside for choosing among checkpoints."""
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of the photos set aside for evaluation."""
+    folds: int = Field(5, ge=2, le=20)
+    """Number of cross-validation folds over what is not test."""
+    seed: int = 0
+    """Seed of the split: the same seed puts the same lesion on the same side."""
+    rows_per_shard: int = Field(1024, ge=1)
+    """Photos in one Parquet file; 1,024 photos of 600x450 are about 100 MB."""
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> "PrepareSettings":
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} + test_fraction {self.test_fraction} leaves nothing to train on"
+            )
+        return self
+
+
+class ModelSettings(Settings):
+    """Which network, and where its weights come from."""
+
+    name: ModelName = "resnet50"
+    """Network: resnet50, vgg16, mobilenet, cnn_sequential or cnn_functional."""
+    weights: str | None = None
+    """Backbone weights: none, imagenet (downloaded by Keras), or a local or s3:// .weights.h5 file."""
+    mobilenet_alpha: Literal[0.25, 0.5, 0.75, 1.0] = 1.0
+    """Width multiplier of MobileNet."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Share of the features dropped before the last layer while training."""
+
+
+class AugmentationSettings(Settings):
+    """Random changes to training photos, made in the graph."""
+
+    flip: bool = True
+    """Mirror left-right and up-down: a lesion has no upright."""
+    rotation_turns: float = Field(0.5, ge=0, le=0.5)
+    """Largest rotation in turns of 360 degrees, either way."""
+    zoom: float = Field(0.1, ge=0, lt=1)
+    """Largest zoom in or out, as a share of the size."""
+    brightness: float = Field(0.1, ge=0, le=1)
+    """Largest change of brightness, as a share of the range."""
+    contrast: float = Field(0.2, ge=0, lt=1)
+    """Largest change of contrast, as a share."""
+
+
+class TrainSettings(VerbSettings):
+    """Trains a classifier on prepared shards and writes a bundle."""
+
+    data: str
+    """Folder or s3:// prefix that `skinray prepare` wrote."""
+    output: str
+    """Folder or s3:// prefix of the run: bundle/, checkpoints/, history.jsonl. The same one resumes a killed run."""
+    model: ModelSettings = ModelSettings()
+    preprocessing: Preprocessing = Preprocessing()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    num_workers: int = Field(2, ge=1)
+    """Processes that train together, one gradient for all of them."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPU cores of each worker; TensorFlow uses as many threads."""
+    gpus_per_worker: int = Field(0, ge=0)
+    """GPUs of each worker."""
+    epochs: int = Field(10, ge=1)
+    """Passes over the training photos."""
+    steps_per_epoch: int | None = Field(None, ge=1)
+    """Stop each epoch after this many steps; none takes every photo once."""
+    global_batch_size: int = Field(32, ge=1)
+    """Photos in one step over all workers; a multiple of the number of workers (times GPUs)."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW, after warm-up and before the cosine decay to zero."""
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises from zero."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Decoupled weight decay of AdamW."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target spread evenly over all classes."""
+    class_weights: bool = True
+    """Weigh each class's loss by the inverse of its frequency."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+    max_failures: int = Field(2, ge=0)
+    """How often a lost worker is replaced, from the last checkpoint, before the run is given up."""
+    collective_timeout_s: int = Field(600, ge=10)
+    """Seconds after which waiting for a lost peer becomes an error instead of a hang."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "TrainSettings":
+        replicas = self.num_workers * max(1, self.gpus_per_worker)
+        if self.global_batch_size % replicas:
+            raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of {replicas} replicas")
+        return self
+
+
+class ClassifySettings(VerbSettings):
+    """How photos are run through a bundle; shared by evaluate and score."""
+
+    batch_size: int = Field(32, ge=1)
+    """Photos in one forward pass."""
+    actors: int | None = Field(None, ge=1)
+    """Processes that hold the model; none: one a GPU, or one on a machine without."""
+    cpus_per_actor: int | None = Field(None, ge=1)
+    """TensorFlow threads of each actor; none: every core of the machine, shared between its actors."""
+    gpus_per_actor: float = Field(0, ge=0)
+    """GPUs of each actor."""
+
+
+class EvaluateSettings(ClassifySettings):
+    """Scores a split and writes metrics.json, plots and the predictions."""
+
+    bundle: str
+    """Bundle folder, local or s3://."""
+    data: str
+    """Folder or s3:// prefix that `skinray prepare` wrote."""
+    output: str
+    """Folder or s3:// prefix to write to; must not exist."""
+    split: SplitName = "test"
+    """Which part of the data set to score."""
+
+
+class ScoreSettings(ClassifySettings):
+    """Scores a whole archive into Parquet: every photo is exactly one row."""
+
+    bundle: str
+    """Bundle folder, local or s3://."""
+    input: str
+    """Folder or s3:// prefix of image files at any depth, or a data set that `skinray prepare` wrote."""
+    output: str
+    """Root of the predictions; this run writes its own model_id=/scored_date=/run_id= folder below it."""
+    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Name of this run's folder; none: the time of the start."""
+    image_id: Literal["path", "stem"] = "path"
+    """What names a loose photo: its path below the input, or its file name without the ending."""
+    rows_per_block: int = Field(256, ge=1, le=512)
+    """Photos read, decoded and scored as one block; one Parquet file a block."""
+    max_bad_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of unusable photos above which the command ends with exit code 3."""
+
+
+class ServeSettings(VerbSettings):
+    """Serves a bundle over HTTP, with a page to upload a photo."""
+
+    bundle: str
+    """Bundle folder, local or s3://."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 opens it to the network, which nothing here protects."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port to listen on."""
+
+
+class DemoSettings(VerbSettings):
+    """Draws lesions and runs everything on them: prepare, train, evaluate, score, serve."""
+
+    output: str = "demo"
+    """Folder to write everything to; must not exist."""
+    photos: int = Field(900, ge=600)
+    """Photos to draw for training and evaluation."""
+    epochs: int = Field(14, ge=1)
+    """Training epochs of the small network."""
+    seed: int = 0
+    """Seed of the drawings, the split and the training."""
+
+
+class BenchmarkSettings(VerbSettings):
+    """Measures this machine's ceiling, this pipeline's rate and a plain Keras script's rate in one run."""
+
+    stage: Annotated[Literal["score"], tyro.conf.Positional] = "score"
+    """What to measure."""
+    input: str | None = None
+    """Folder of photos to use; none draws 600x450 ones."""
+    model: ModelName = "resnet50"
+    """Network, with random weights: speed does not depend on them."""
+    image_size_px: int = Field(224, ge=32)
+    """Side of the model's input."""
+    photos: int = Field(512, ge=64)
+    """Photos in one measurement; a folder with fewer is repeated."""
+    rounds: int = Field(3, ge=1)
+    """Measurements of each rate, in turn; medians are printed."""
+    batch_size: int = Field(32, ge=1)
+    """Photos in one forward pass."""
+    json_file: Annotated[str | None, tyro.conf.arg(name="json")] = None
+    """Also write the figures to this file."""
+
+
+AnySettings = TypeVar("AnySettings", bound=VerbSettings)
+
+
+def resolve(settings_type: type[AnySettings], verb: str, arguments: Sequence[str]) -> AnySettings:
+    """The settings of one verb from its defaults, its YAML file and its flags, later ones winning.
+
+    Args:
+        settings_type: The verb's settings.
+        verb: Its name, for messages.
+        arguments: The command line after the verb.
+
+    Returns:
+        Complete, valid settings.
+
+    Raises:
+        ConfigError: A setting is unknown, missing or out of range.
+    """
+    path = _config_argument(arguments)
+    from_file = _read_yaml(path) if path else {}
+    defaults = _partial(settings_type, from_file, path or "")
+    with tyro_errors.on_parse_error(_raise_one_line):
+        return tyro.cli(
+            settings_type, default=defaults, args=list(arguments), prog=f"skinray {verb}", description=settings_type.__doc__
+        )
+
+
+def _config_argument(arguments: Sequence[str]) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config" and position + 1 < len(arguments):
+            return arguments[position + 1]
+    return None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file) or {}
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: expected 'setting: value' lines, found {type(content).__name__}")
+    return content
+
+
+def _partial(settings_type: type[BaseModel], values: dict[str, Any], path: str, prefix: str = "") -> Any:
+    """Settings in which what neither the file nor a default gives stands as tyro's MISSING, to be given as a flag."""
+    fields = settings_type.model_fields
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"--config {path}: unknown setting {prefix}{key}{_did_you_mean(str(key), list(fields))}")
+    resolved: dict[str, Any] = {}
+    for name, field in fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            inner = values.get(name) or {}
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--config {path}: {prefix}{name} is a group of settings, not {inner!r}")
+            resolved[name] = _partial(nested, inner, path, f"{prefix}{name}.")
+        elif name in values:
+            resolved[name] = _checked(settings_type, name, values[name], f"--config {path}: {prefix}{name}")
+        else:
+            resolved[name] = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
+    return settings_type.model_construct(**resolved)
+
+
+def _checked(settings_type: type[BaseModel], name: str, value: Any, where: str) -> Any:
+    try:
+        field = settings_type.model_fields[name]
+        return TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_one_line(error)}") from error
+
+
+def _raise_one_line(event: tyro_errors.ParseErrorEvent) -> None:
+    """Called by tyro for every rejected command line, in place of its many-line box."""
+    see = f"see {event.prog} --help"
+    if isinstance(event, tyro_errors.UnrecognizedArgs):
+        raise ConfigError(f"unknown setting {' '.join(event.tokens)}; {see}")
+    if isinstance(event, tyro_errors.MissingArgs):
+        if event.unrecognized_tokens:
+            raise ConfigError(f"unknown setting {' '.join(event.unrecognized_tokens)}; {see}")
+        names = ", ".join(argument.arg.display_name() for argument in event.missing_arguments)
+        raise ConfigError(f"missing setting {names}; {see}")
+    if isinstance(event, tyro_errors.InvalidChoice):
+        name = event.argument.display_name()
+        raise ConfigError(f"{name} {event.value!r} is not one of {', '.join(event.choices)}; {see}")
+    if isinstance(event, tyro_errors.BadValue):
+        raise ConfigError(f"{event.argument.display_name()} needs a value; {see}")
+    if isinstance(event, tyro_errors.InstantiationFailure):
+        cause = sys.exc_info()[1]
+        while cause is not None and not isinstance(cause, ValidationError):
+            cause = cause.__cause__ or cause.__context__
+        message = _one_line(cause) if cause is not None else " ".join(event.message.split())
+        name = f"{event.argument.display_name()}: " if event.argument is not None else ""
+        raise ConfigError(f"{name}{message}; {see}")
+
+
+def _one_line(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(problem["input"], (dict, BaseModel)) else f", not {problem['input']!r}"
+        parts.append(f"{where}: {message}{given}" if where else message)
+    return "; ".join(parts)
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"

@@ -1,0 +1,75 @@
+"""What can go wrong, as a tree: every error that a user can mend says what, which value, and what to do.
+
+    SkinrayError             exit code 1
+    +-- ConfigError          exit code 2: a setting is unknown, missing or out of range
+    +-- StorageError         a URI cannot be listed, read or written
+    |   +-- OutputExistsError    the output is already there, or belongs to something else
+    +-- CatalogError         a data set's own files are not as published
+    +-- DatasetError         a prepared data set is missing, incomplete or of another version
+    +-- BundleError          a bundle is missing a file, or a file was changed
+    +-- TrainingError        training could not start or did not end
+    +-- ScoringError         the rows written are not the photos listed
+
+    ImageError               one photo cannot be used: a row with `error_code`, never the end of a job
+"""
+
+from typing import Literal
+
+ImageErrorCode = Literal["missing", "unreadable", "empty", "not_an_image", "truncated", "corrupt", "too_large"]
+
+
+class SkinrayError(Exception):
+    """A failure that is reported as one line and ends the command with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(SkinrayError):
+    """A setting is unknown, missing or out of range."""
+
+    exit_code = 2
+
+
+class StorageError(SkinrayError):
+    """A URI cannot be listed, read or written."""
+
+
+class OutputExistsError(StorageError):
+    """The output folder already holds something that this run must not replace."""
+
+
+class CatalogError(SkinrayError):
+    """A source data set's files, columns or labels are not what its layout says."""
+
+
+class DatasetError(SkinrayError):
+    """A prepared data set is missing, incomplete or of another schema version."""
+
+
+class BundleError(SkinrayError):
+    """A bundle is incomplete, changed, or of another schema version."""
+
+
+class TrainingError(SkinrayError):
+    """Training could not start or did not end."""
+
+
+class ScoringError(SkinrayError):
+    """The rows of a run are not exactly the photos it listed."""
+
+
+class ImageError(Exception):
+    """One photo cannot be used.
+
+    Args:
+        code: The machine-readable reason, stored in `error_code`.
+        detail: One sentence for a person, stored in `error_detail`.
+    """
+
+    def __init__(self, code: ImageErrorCode, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code: ImageErrorCode = code
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[ImageErrorCode, str]]:
+        return ImageError, (self.code, self.detail)

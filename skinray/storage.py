@@ -1,0 +1,229 @@
+"""A URI -> a filesystem and a path. The only module that knows whether bytes lie on a disk or in an object store.
+
+Local paths and `file://` go to the local disk, `s3://` goes through s3fs, whose credentials and endpoint come from the
+`AWS_*` environment variables (`AWS_ENDPOINT_URL` for a store that is not Amazon's). Every failure becomes a
+`StorageError` that names the URI.
+
+A folder that skinray writes is either *published* (its `_manifest.json` is there, written last) or not there at all for
+a reader. While it is being written it carries `_incomplete.json`, so that a rerun may take over what a killed run left.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+import pyarrow.fs
+
+from skinray.errors import OutputExistsError, StorageError
+
+MANIFEST_NAME = "_manifest.json"
+INCOMPLETE_NAME = "_incomplete.json"
+
+
+def is_remote(uri: str) -> bool:
+    """True when the URI names an object store, False for a local path."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def normalize(uri: str) -> str:
+    """The URI with local paths made absolute, so that a worker with another working folder finds the same file."""
+    if not uri or uri != uri.strip():
+        raise StorageError(f"{uri!r} is not a path or URI: give a folder, a file:// or an s3:// URI")
+    if is_remote(uri):
+        return uri.rstrip("/")
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def join(uri: str, *parts: str) -> str:
+    """The URI of something below `uri`."""
+    return posixpath.join(normalize(uri), *parts)
+
+
+def filesystem(uri: str) -> fsspec.AbstractFileSystem:
+    """The fsspec filesystem that holds `uri`, with listings never cached: other processes write there too.
+
+    Raises:
+        StorageError: The scheme is not one that skinray reads.
+    """
+    if not is_remote(uri):
+        return fsspec.filesystem("file")
+    scheme = uri.split("://", 1)[0]
+    if scheme != "s3":
+        raise StorageError(f"{uri}: {scheme}:// is not supported; use a local path or s3://")
+    return fsspec.filesystem("s3", use_listings_cache=False, default_fill_cache=False)
+
+
+def arrow_filesystem(uri: str) -> pyarrow.fs.FileSystem:
+    """The pyarrow filesystem that holds `uri`, for Parquet and for Ray; object stores go through s3fs here too."""
+    if not is_remote(uri):
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem(uri)))
+
+
+def path_of(uri: str) -> str:
+    """The path of `uri` inside its filesystem (bucket first for an object store)."""
+    normal = normalize(uri)
+    return normal.split("://", 1)[1] if is_remote(normal) else normal
+
+
+@contextlib.contextmanager
+def _explained(uri: str, action: str) -> Iterator[None]:
+    """Turns whatever a filesystem raises into a StorageError that names the URI and what to do."""
+    # Only the failures of reaching storage are caught: a bug in our own code must keep its traceback.
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot {action} {uri}: it does not exist") from error
+    except PermissionError as error:
+        raise StorageError(
+            f"cannot {action} {uri}: access denied; check its permissions, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except NoCredentialsError as error:
+        raise StorageError(
+            f"cannot {action} {uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except (OSError, BotoCoreError, ClientError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StorageError(f"cannot {action} {uri}: {reason}") from error
+
+
+def exists(uri: str) -> bool:
+    """True when a file or a non-empty prefix stands at `uri`."""
+    with _explained(uri, "look up"):
+        return bool(filesystem(uri).exists(path_of(uri)))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of one file."""
+    with _explained(uri, "read"):
+        return cast(bytes, filesystem(uri).cat_file(path_of(uri)))
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes one file so that a reader sees either all of it or none (rename on disk; a PUT is atomic on S3)."""
+    with _explained(uri, "write"):
+        if is_remote(uri):
+            filesystem(uri).pipe_file(path_of(uri), data)
+            return
+        path = Path(path_of(uri))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_json(uri: str) -> Any:
+    """The parsed content of one JSON file."""
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"cannot read {uri}: it is not JSON ({error})") from error
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Writes one JSON file, indented and with sorted keys, so that the same value gives the same bytes."""
+    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def list_files(uri: str) -> dict[str, int]:
+    """Every file below a folder or prefix, at any depth, without hidden files and folders.
+
+    Args:
+        uri: A folder or prefix.
+
+    Returns:
+        Path relative to `uri`, with `/`, sorted -> size in bytes.
+
+    Raises:
+        StorageError: Nothing is there, or it cannot be read.
+    """
+    with _explained(uri, "list"):
+        found = filesystem(uri)
+        root = path_of(uri)
+        if not is_remote(uri) and not os.path.isdir(root):
+            raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
+        entries = found.find(root, detail=True)
+    sizes = {posixpath.relpath(path, root): int(entry["size"]) for path, entry in entries.items()}
+    return {path: size for path, size in sorted(sizes.items()) if not _is_hidden(path)}
+
+
+def _is_hidden(relative_path: str) -> bool:
+    return any(part.startswith(".") for part in relative_path.split("/"))
+
+
+def delete_folder(uri: str) -> None:
+    """Removes a folder or prefix with everything below it; nothing happens when it is not there."""
+    with _explained(uri, "remove"):
+        found = filesystem(uri)
+        if found.exists(path_of(uri)):
+            found.rm(path_of(uri), recursive=True)
+
+
+def upload_folder(local: Path, uri: str) -> None:
+    """Copies every file below a local folder to `uri`, file by file, each one atomically."""
+    for path in sorted(local.rglob("*")):
+        if path.is_file():
+            write_bytes(join(uri, path.relative_to(local).as_posix()), path.read_bytes())
+
+
+def download_folder(uri: str, local: Path) -> None:
+    """Copies every file below `uri` into a local folder."""
+    for relative_path in list_files(uri):
+        target = local / relative_path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(read_bytes(join(uri, relative_path)))
+
+
+def sha256_of(data: bytes) -> str:
+    """The SHA-256 of some bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def claim_folder(uri: str, kind: str, settings: dict[str, Any]) -> None:
+    """Takes an output folder for one run before anything is written to it.
+
+    A folder left behind by a killed run of the same kind and settings is taken over.
+
+    Args:
+        uri: The folder to write.
+        kind: What will stand there, such as "dataset".
+        settings: The resolved settings of the run.
+
+    Raises:
+        OutputExistsError: The folder is published already, or holds something else.
+    """
+    if exists(join(uri, MANIFEST_NAME)):
+        raise OutputExistsError(f"output {uri} already exists: choose another --output, or remove it first")
+    marker = join(uri, INCOMPLETE_NAME)
+    mine = {"kind": kind, "settings": settings}
+    if exists(marker):
+        if read_json(marker) != json.loads(json.dumps(mine)):
+            raise OutputExistsError(
+                f"output {uri} holds an unfinished run with other settings: choose another --output, or remove it first"
+            )
+        return
+    if exists(uri) and (not os.path.isdir(path_of(uri)) or os.listdir(path_of(uri)) if not is_remote(uri) else True):
+        raise OutputExistsError(f"output {uri} is not empty: choose another --output, or remove it first")
+    write_json(marker, mine)
+
+
+def publish_folder(uri: str, manifest: dict[str, Any]) -> None:
+    """Writes the manifest, which is what makes the folder exist for readers, and drops the marker of the running run."""
+    write_json(join(uri, MANIFEST_NAME), manifest)
+    with _explained(uri, "publish"):
+        filesystem(uri).rm_file(path_of(join(uri, INCOMPLETE_NAME)))
