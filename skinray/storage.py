@@ -227,3 +227,21 @@ def publish_folder(uri: str, manifest: dict[str, Any]) -> None:
     write_json(join(uri, MANIFEST_NAME), manifest)
     with _explained(uri, "publish"):
         filesystem(uri).rm_file(path_of(join(uri, INCOMPLETE_NAME)))
+
+
+def read_many(uris: list[str]) -> list[bytes | Exception]:
+    """The contents of many files of one store, fetched side by side where the store can; a failure stands in its place.
+
+    Args:
+        uris: Files on the same filesystem.
+
+    Returns:
+        Bytes, or the exception that reading this one raised, in the order of `uris`.
+    """
+    if not uris:
+        return []
+    paths = [path_of(uri) for uri in uris]
+    found = filesystem(uris[0]).cat(paths, on_error="return")
+    # fsspec answers with bytes for one path and with a dict for several.
+    contents = found if isinstance(found, dict) else {paths[0]: found}
+    return [contents.get(path, FileNotFoundError(path)) for path in paths]

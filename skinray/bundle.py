@@ -1,0 +1,206 @@
+"""The model artifact: a folder that holds everything a prediction depends on, verified whenever it is loaded.
+
+    model.keras            uint8 [N, size, size, 3] -> float32 [N, C]; normalisation inside
+    preprocessing.json     how a photo becomes that input
+    labels.json            class codes in the order of the outputs, and which are malignant
+    operating_points.json  thresholds on the malignancy score, with what they gave where they were chosen
+    metadata.json          intended use, data, metrics, versions, settings
+    README.md              the model card
+    checksums.json         SHA-256 of every file above; `model_id` is its short hash
+
+A bundle is written through `save_bundle` and is the only thing that training hands on.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from skinray import storage
+from skinray.errors import BundleError, StorageError
+from skinray.images import Preprocessing
+
+if TYPE_CHECKING:
+    import keras
+
+SCHEMA_VERSION = 1
+CHECKSUMS = "checksums.json"
+FILES = ("model.keras", "preprocessing.json", "labels.json", "operating_points.json", "metadata.json", "README.md")
+
+
+class Labels(BaseModel):
+    """What the outputs mean: class codes in the order of the outputs, and the malignant ones among them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    codes: tuple[str, ...]
+    malignant: tuple[str, ...]
+
+
+class OperatingPoint(BaseModel):
+    """A threshold on the malignancy score: a photo at or above it is flagged.
+
+    Attributes:
+        threshold: Malignancy score, 0 to 1.
+        sensitivity: Share of malignant photos flagged where it was chosen.
+        specificity: Share of benign photos not flagged where it was chosen.
+        measured_on: The split it was chosen on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threshold: float
+    sensitivity: float
+    specificity: float
+    measured_on: str
+
+
+class OperatingPoints(BaseModel):
+    """The named operating points of a bundle, and which one is used when none is asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    default: str
+    points: dict[str, OperatingPoint]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on the local disk.
+
+    Attributes:
+        uri: Where it came from.
+        folder: Where its files lie now.
+        model_id: Short hash of its checksums, 12 hexadecimal digits; in every row, answer and log line.
+        preprocessing: How a photo becomes the model's input.
+        labels: What the outputs mean.
+        operating_points: Thresholds.
+        metadata: The rest, as JSON.
+    """
+
+    uri: str
+    folder: Path
+    model_id: str
+    preprocessing: Preprocessing
+    labels: Labels
+    operating_points: OperatingPoints
+    metadata: Mapping[str, Any]
+
+    def load_model(self) -> "keras.Model":
+        """The Keras model: uint8 [N, size, size, 3] -> float32 [N, C], not compiled for training."""
+        import keras
+
+        try:
+            return keras.saving.load_model(self.folder / "model.keras", compile=False, safe_mode=True)
+        except (ValueError, OSError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BundleError(f"bundle {self.uri}: model.keras cannot be loaded: {reason}") from error
+
+
+def save_bundle(
+    uri: str,
+    model: "keras.Model",
+    preprocessing: Preprocessing,
+    labels: Labels,
+    operating_points: OperatingPoints,
+    metadata: Mapping[str, Any],
+    card: str,
+) -> str:
+    """Writes a bundle; `checksums.json` comes last and is what makes it exist.
+
+    Args:
+        uri: Folder or prefix to write.
+        model: uint8 [N, size, size, 3] -> float32 probabilities [N, C].
+        preprocessing: How a photo becomes that input.
+        labels: What the outputs mean.
+        operating_points: Thresholds on the malignancy score.
+        metadata: JSON values.
+        card: The model card, Markdown.
+
+    Returns:
+        The model_id.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model.save(folder / "model.keras")
+        _write_json(folder / "preprocessing.json", preprocessing.model_dump(mode="json"))
+        _write_json(folder / "labels.json", labels.model_dump(mode="json"))
+        _write_json(folder / "operating_points.json", operating_points.model_dump(mode="json"))
+        _write_json(folder / "metadata.json", {"schema_version": SCHEMA_VERSION, **metadata})
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        checksums = {name: _sha256(folder / name) for name in FILES}
+        storage.upload_folder(folder, uri)
+    storage.write_json(storage.join(uri, CHECKSUMS), checksums)
+    return _model_id(checksums)
+
+
+def bundle_exists(uri: str) -> bool:
+    """True when a complete bundle stands at `uri`."""
+    return storage.exists(storage.join(uri, CHECKSUMS))
+
+
+def load_bundle(uri: str) -> Bundle:
+    """Loads and verifies a bundle; one in an object store is copied to a temporary folder of this process's host.
+
+    Raises:
+        BundleError: A file is missing, was changed, or is of another schema version.
+        StorageError: The bundle cannot be read.
+    """
+    if not bundle_exists(uri):
+        raise BundleError(f"bundle {uri}: no {CHECKSUMS}; give the bundle/ folder that skinray train wrote")
+    checksums = storage.read_json(storage.join(uri, CHECKSUMS))
+    if not isinstance(checksums, dict) or set(checksums) != set(FILES):
+        raise BundleError(f"bundle {uri}: {CHECKSUMS} does not list exactly {', '.join(FILES)}; it was changed")
+    model_id = _model_id(checksums)
+    folder = _local_copy(uri, model_id) if storage.is_remote(uri) else Path(storage.path_of(uri))
+    for name, expected in checksums.items():
+        if not (folder / name).is_file():
+            raise BundleError(f"bundle {uri}: {name} is missing; copy the whole folder again")
+        if _sha256(folder / name) != expected:
+            raise BundleError(f"bundle {uri}: {name} was changed since it was written; copy it again from its source")
+    try:
+        metadata = json.loads((folder / "metadata.json").read_bytes())
+        if metadata.get("schema_version") != SCHEMA_VERSION:
+            raise BundleError(f"bundle {uri}: schema version {metadata.get('schema_version')}, this skinray reads {SCHEMA_VERSION}")
+        return Bundle(
+            uri=storage.normalize(uri),
+            folder=folder,
+            model_id=model_id,
+            preprocessing=Preprocessing.model_validate_json((folder / "preprocessing.json").read_bytes()),
+            labels=Labels.model_validate_json((folder / "labels.json").read_bytes()),
+            operating_points=OperatingPoints.model_validate_json((folder / "operating_points.json").read_bytes()),
+            metadata=metadata,
+        )
+    except ValidationError as error:
+        raise BundleError(f"bundle {uri}: {error.title} is of another version: {error.errors()[0]['msg']}") from error
+
+
+def _local_copy(uri: str, model_id: str) -> Path:
+    folder = Path(tempfile.gettempdir()) / "skinray-bundles" / model_id
+    for name in FILES:
+        target = folder / name
+        if target.is_file():
+            continue  # another process of this host fetched it; its hash is checked like any other
+        try:
+            storage.write_bytes(str(target), storage.read_bytes(storage.join(uri, name)))
+        except StorageError as error:
+            raise BundleError(f"bundle {uri}: {name} cannot be read: {error}") from error
+    return folder
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _model_id(checksums: Mapping[str, str]) -> str:
+    return storage.sha256_of(json.dumps(checksums, sort_keys=True).encode())[:12]

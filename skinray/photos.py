@@ -1,0 +1,147 @@
+"""Where photos come from: loose files or shards -> a Ray Dataset of decoded blocks.
+
+A block is one unit of work from end to end: it is read and decoded by one task, and stays one block behind it. Each of
+its rows is one photo, usable or not: a photo that cannot be read or decoded is a row with an error code and black
+pixels, never an exception.
+
+    index         int64, position in the listing or data set, from 0
+    image_id, image_uri, image_sha256, label                    str ("" when unknown)
+    width_px, height_px                                         int32 (0 when unknown)
+    error_code, error_detail                                    str ("" for a usable photo)
+    pixels        uint8 [rows, size, size, 3]
+"""
+
+import posixpath
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from skinray import storage
+from skinray.config import SplitName
+from skinray.errors import ConfigError, ImageError, StorageError
+from skinray.images import SUFFIXES, Preprocessing, decode_photo
+from skinray.shards import ROWS_PER_GROUP, SPLITS, PreparedDataset, is_dataset, open_dataset
+
+Block = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The photos of one job, listed and not yet read.
+
+    Attributes:
+        rows: Number of photos.
+        bytes: Their size as stored.
+        blocks: One table a block: what its task needs to read it.
+        from_shards: True when the blocks are row groups of shards, False when they are lists of files.
+    """
+
+    rows: int
+    bytes: int
+    blocks: list[pa.Table]
+    from_shards: bool
+
+
+def list_photos(input_uri: str, rows_per_block: int, image_id: Literal["path", "stem"]) -> Listing:
+    """Lists what is to be scored: a prepared data set's photos, or every image file below a folder or prefix.
+
+    Raises:
+        StorageError: Nothing is there, or it has no image file.
+        ConfigError: `image_id` is "stem" and two files share one.
+    """
+    if is_dataset(input_uri):
+        return list_shards(open_dataset(input_uri), SPLITS)
+    sizes = {path: size for path, size in storage.list_files(input_uri).items() if _suffix(path) in SUFFIXES}
+    if not sizes:
+        raise StorageError(f"{input_uri} holds no image files ({', '.join(sorted(SUFFIXES))})")
+    paths = list(sizes)
+    names = [posixpath.splitext(posixpath.basename(path))[0] for path in paths] if image_id == "stem" else paths
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"--image-id stem: {len(repeated)} file names below {input_uri} stand twice, the first is {repeated[0]!r}; use path")
+    table = pa.table(
+        {
+            "index": pa.array(range(len(paths)), pa.int64()),
+            "image_id": names,
+            "image_uri": [storage.join(input_uri, path) for path in paths],
+        }
+    )
+    blocks = [table.slice(start, rows_per_block) for start in range(0, len(paths), rows_per_block)]
+    return Listing(rows=len(paths), bytes=sum(sizes.values()), blocks=blocks, from_shards=False)
+
+
+def list_shards(dataset: PreparedDataset, splits: Sequence[SplitName]) -> Listing:
+    """Lists the photos of some splits of a prepared data set, in the order of its shards; a block is a row group."""
+    blocks, index, size = [], 0, 0
+    for split in splits:
+        for file in dataset.files(split):
+            uri = storage.join(dataset.uri, file.path)
+            for group, start in enumerate(range(0, file.rows, ROWS_PER_GROUP)):
+                blocks.append(pa.table({"uri": [uri], "row_group": [group], "first_index": [index + start]}))
+            index += file.rows
+            size += file.bytes
+    return Listing(rows=index, bytes=size, blocks=blocks, from_shards=True)
+
+
+def decoded_photos(listing: Listing, preprocessing: Preprocessing) -> ray.data.Dataset:
+    """Reads and decodes a listing on CPU tasks, a block at a time.
+
+    Returns:
+        Blocks as described at the top of this module.
+    """
+    read = _read_row_groups if listing.from_shards else _read_files
+    return ray.data.from_arrow(listing.blocks).map_batches(
+        _read_and_decode, batch_size=None, batch_format="pyarrow", fn_kwargs={"read": read, "preprocessing": preprocessing}
+    )
+
+
+def _suffix(path: str) -> str:
+    return posixpath.splitext(path)[1].lower()
+
+
+def _read_and_decode(plan: pa.Table, read: Any, preprocessing: Preprocessing) -> Block:
+    rows, contents = read(plan)
+    size = preprocessing.image_size_px
+    pixels = np.zeros((len(rows), size, size, 3), np.uint8)
+    for row, data, target in zip(rows, contents, pixels, strict=True):
+        row.update(image_sha256="", width_px=0, height_px=0, error_code="", error_detail="")
+        try:
+            if isinstance(data, FileNotFoundError):
+                raise ImageError("missing", "the file was listed and is gone")
+            if isinstance(data, Exception):
+                raise ImageError("unreadable", " ".join(f"{type(data).__name__}: {data}".split()))
+            row["image_sha256"] = storage.sha256_of(data)
+            photo = decode_photo(data, preprocessing)
+            row["width_px"], row["height_px"] = photo.width_px, photo.height_px
+            target[:] = photo.pixels
+        except ImageError as error:
+            row["error_code"], row["error_detail"] = error.code, error.detail
+    block: Block = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    block["pixels"] = pixels
+    return block
+
+
+def _read_files(plan: pa.Table) -> tuple[list[dict[str, Any]], list[bytes | Exception]]:
+    rows = [{**row, "label": ""} for row in plan.to_pylist()]
+    return rows, storage.read_many([row["image_uri"] for row in rows])
+
+
+def _read_row_groups(plan: pa.Table) -> tuple[list[dict[str, Any]], list[bytes | Exception]]:
+    rows: list[dict[str, Any]] = []
+    contents: list[bytes | Exception] = []
+    for group in plan.to_pylist():
+        uri = group["uri"]
+        file = pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri))
+        table = file.read_row_group(group["row_group"], columns=["image_id", "image_bytes", "label"])
+        contents += table["image_bytes"].to_pylist()
+        for offset, (image_id, label) in enumerate(zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True)):
+            index = group["first_index"] + offset
+            rows.append({"index": index, "image_id": image_id, "image_uri": f"{uri}#{image_id}", "label": label or ""})
+    return rows, contents

@@ -1,0 +1,102 @@
+"""Probabilities -> rows: the schema of every prediction that skinray writes, the operating point, the status codes.
+
+Every input photo is exactly one row. `status` says what became of it:
+
+    scored    it has probabilities
+    failed    it could not be read or decoded; `error_code` and `error_detail` say why, every figure is null
+    refused   it was decoded but is not a photo that the model may judge; as failed
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from skinray.bundle import Bundle, Labels
+from skinray.errors import ConfigError
+
+
+def prediction_schema(labels: Labels) -> pa.Schema:
+    """The Arrow schema of prediction rows for a bundle's classes."""
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("image_uri", pa.string()),
+            ("image_sha256", pa.string()),
+            ("width_px", pa.int32()),
+            ("height_px", pa.int32()),
+            ("label", pa.string()),
+            ("status", pa.string()),
+            ("error_code", pa.string()),
+            ("error_detail", pa.string()),
+            *((f"prob_{code}", pa.float32()) for code in labels.codes),
+            ("malignancy_score", pa.float32()),
+            ("operating_point", pa.string()),
+            ("flagged", pa.bool_()),
+        ]
+    )
+
+
+def malignancy_scores(probabilities: npt.NDArray[np.float32], labels: Labels) -> npt.NDArray[np.float32]:
+    """The summed probability of the malignant classes, float32 [N], 0 to 1.
+
+    Args:
+        probabilities: float32 [N, C], in the order of `labels.codes`.
+        labels: Which of them are malignant.
+    """
+    columns = [labels.codes.index(code) for code in labels.malignant]
+    return np.minimum(probabilities[:, columns].sum(axis=1), np.float32(1.0))
+
+
+def threshold_of(bundle: Bundle, operating_point: str) -> float:
+    """The threshold of a named operating point.
+
+    Raises:
+        ConfigError: The bundle has no point of that name.
+    """
+    points = bundle.operating_points.points
+    if operating_point not in points:
+        raise ConfigError(f"operating point {operating_point!r} is not in bundle {bundle.uri}; it has {', '.join(sorted(points))}")
+    return points[operating_point].threshold
+
+
+def prediction_rows(
+    photos: Mapping[str, npt.NDArray[Any]], probabilities: npt.NDArray[np.float32], bundle: Bundle, operating_point: str
+) -> pa.Table:
+    """One row a photo, in order.
+
+    Args:
+        photos: The columns of a decoded block but its pixels, see `skinray.photos`.
+        probabilities: float32 [number of usable photos, C], in the order in which the usable photos stand.
+        bundle: The bundle that gave them.
+        operating_point: The name of the threshold that decides `flagged`.
+
+    Returns:
+        Rows of `prediction_schema`.
+    """
+    usable = photos["error_code"] == ""
+    scores = malignancy_scores(probabilities, bundle.labels)
+
+    def spread(values: npt.NDArray[Any]) -> pa.Array:
+        full = np.zeros(len(usable), values.dtype)
+        full[usable] = values
+        return pa.array(full, mask=~usable)
+
+    def text(name: str) -> pa.Array:
+        values = photos[name]
+        return pa.array(values.tolist(), pa.string(), mask=values == "")
+
+    columns: dict[str, Any] = {name: text(name) for name in ("image_id", "image_uri", "image_sha256")}
+    for name in ("width_px", "height_px"):
+        columns[name] = pa.array(photos[name].astype(np.int32), mask=photos[name] == 0)
+    columns["label"] = text("label")
+    columns["status"] = pa.array(np.where(usable, "scored", "failed").tolist(), pa.string())
+    columns["error_code"], columns["error_detail"] = text("error_code"), text("error_detail")
+    for position, code in enumerate(bundle.labels.codes):
+        columns[f"prob_{code}"] = spread(probabilities[:, position])
+    columns["malignancy_score"] = spread(scores)
+    columns["operating_point"] = pa.array([operating_point] * len(usable), pa.string())
+    columns["flagged"] = spread(scores >= threshold_of(bundle, operating_point))
+    return pa.table(columns, schema=prediction_schema(bundle.labels))

@@ -1,0 +1,73 @@
+"""What a run says while it runs: progress lines, timings and the library chatter that is kept out of the way."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+
+class Progress:
+    """Progress of a counted stage, one line every few seconds on stderr, so that a job's log stays readable.
+
+    Args:
+        stage: What is being done.
+        total: How many there are.
+        unit: Of what.
+        interval_s: Seconds between two lines.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self, stage: str, total: int, unit: str, interval_s: float = 5.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.stage, self.total, self.unit = stage, total, unit
+        self.done = 0
+        self._interval_s, self._clock = interval_s, clock
+        self._started = self._said = clock()
+        self._first: tuple[float, int] | None = None
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Counts `count` more and says so when the last line is old enough."""
+        self.done += count
+        now = self._clock()
+        if self._first is None:
+            # The rate is taken from here on, once as much again is done: what came before holds the start-up.
+            self._first = (now, self.done)
+        if now - self._said >= self._interval_s or self.done >= self.total:
+            self._said = now
+            say(self._line(now, note))
+
+    def close(self) -> None:
+        """Says how long it took when the last line did not."""
+        if self.done < self.total:
+            say(self._line(self._clock(), "ended early"))
+
+    def _line(self, now: float, note: str) -> str:
+        share = self.done / self.total if self.total else 1.0
+        line = f"{self.stage}: {self.done:,} of {self.total:,} {self.unit} ({share:.0%}), {now - self._started:.0f} s"
+        if self._first and now > self._first[0] and self.done >= 2 * self._first[1]:
+            rate = (self.done - self._first[1]) / (now - self._first[0])
+            line += f", {rate:.1f} {self.unit}/s"
+            if self.done < self.total:
+                line += f", {(self.total - self.done) / rate:.0f} s left"
+        return f"{line}, {note}" if note else line
+
+
+def say(line: str) -> None:
+    """Prints one line for the person who watches, at once; results go to stdout, this goes to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Sets the environment variables that keep TensorFlow's and Ray's start-up chatter out of the log.
+
+    Must run before either is imported; what the user set already stays.
+    """
+    for name, value in {
+        "TF_CPP_MIN_LOG_LEVEL": "2",  # errors only
+        "TF_ENABLE_ONEDNN_OPTS": "1",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # a GPU is shared by training, scoring and serving
+        "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",  # it asks the dashboard, which local runs have not
+        "KERAS_BACKEND": "tensorflow",
+    }.items():
+        os.environ.setdefault(name, value)
