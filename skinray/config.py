@@ -123,12 +123,14 @@ class TrainSettings(VerbSettings):
     """Stop each epoch after this many steps; none takes every photo once."""
     global_batch_size: int = Field(32, ge=1)
     """Photos in one step over all workers; a multiple of the number of workers (times GPUs)."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with momentum 0.9."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Peak learning rate of AdamW, after warm-up and before the cosine decay to zero."""
+    """Peak learning rate, after warm-up and before the cosine decay to zero."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises from zero."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each target spread evenly over all classes."""
     class_weights: bool = True

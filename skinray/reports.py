@@ -1,0 +1,121 @@
+"""Pages and plots made from the artifacts alone: what they say can be looked up in the files they were made from."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sklearn.metrics
+
+from skinray.bundle import OperatingPoints
+
+NOT_A_DEVICE = "Research software, not a medical device. The output is not a diagnosis."
+
+
+def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
+    """The model card of a fresh bundle, Markdown in the layout of the Hugging Face hub.
+
+    Args:
+        metadata: As stored in the bundle.
+        points: As stored in the bundle.
+    """
+    validation = metadata["validation"]
+    rows = [
+        f"| {name}{' (default)' if name == points.default else ''} | {point.threshold:.4f} | {point.sensitivity:.3f} | {point.specificity:.3f} |"
+        for name, point in points.points.items()
+    ]
+    counts = [
+        f"| {split} | " + " | ".join(str(classes[code]) for code in metadata["classes"]) + " |"
+        for split, classes in metadata["dataset"]["split_classes"].items()
+    ]
+    source = metadata["dataset"]["settings"]
+    return "\n".join(
+        [
+            "---",
+            "library_name: keras",
+            "pipeline_tag: image-classification",
+            "tags: [dermatology, skin-lesion]",
+            "---",
+            f"# {metadata['network']}: {', '.join(metadata['classes'])}",
+            "",
+            f"**{NOT_A_DEVICE}**",
+            "",
+            f"Trained on the `{source['catalog']}` catalog, split so that no patient or lesion stands on two sides.",
+            "",
+            "## Data",
+            "",
+            "| split | " + " | ".join(metadata["classes"]) + " |",
+            "| --- |" + " --- |" * len(metadata["classes"]),
+            *counts,
+            "",
+            "## Validation",
+            "",
+            f"ROC-AUC, malignant against benign: {validation['roc_auc']:.3f} on {validation['photos']} photos "
+            f"(epoch {validation['epoch']}, chosen by this figure, which is therefore optimistic; see the evaluation on the test split).",
+            "",
+            "| operating point | threshold | sensitivity | specificity |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+            "## Limits",
+            "",
+            "Photos from other cameras, skin tones, sites or age groups than those trained on may be judged worse. "
+            "Figures from another data set than the user's own say little about the user's patients.",
+            "",
+        ]
+    )
+
+
+def roc_plot(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any]], title: str) -> bytes:
+    """The ROC curve as PNG.
+
+    Args:
+        positive: bool [N], both kinds present.
+        scores: float [N].
+        title: Above the plot.
+    """
+    figure, axes = _figure(5.2, 5.2)
+    false_positive_rate, true_positive_rate, _ = sklearn.metrics.roc_curve(positive, scores)
+    area = sklearn.metrics.auc(false_positive_rate, true_positive_rate)
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--", label="chance")
+    axes.plot(false_positive_rate, true_positive_rate, color="#1f5f8b", linewidth=2, label=f"AUC {area:.3f}")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title, xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    axes.legend(loc="lower right", frameon=False)
+    return _png(figure)
+
+
+def confusion_plot(matrix: npt.NDArray[np.int64], codes: Sequence[str], title: str) -> bytes:
+    """The confusion matrix as PNG: counts, shaded by the share of the true class.
+
+    Args:
+        matrix: int64 [C, C], true class by predicted class.
+        codes: Class codes.
+        title: Above the plot.
+    """
+    size = 2.2 + 0.9 * len(codes)
+    figure, axes = _figure(size + 0.6, size)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(len(codes)):
+        for column in range(len(codes)):
+            color = "white" if shares[row, column] > 0.55 else "black"
+            axes.text(column, row, f"{matrix[row, column]:,}\n{shares[row, column]:.0%}", ha="center", va="center", color=color)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set_xticks(range(len(codes)), codes)
+    axes.set_yticks(range(len(codes)), codes)
+    return _png(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    # Not pyplot: it keeps every figure alive and picks a screen.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
