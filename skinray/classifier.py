@@ -22,11 +22,11 @@ def use_threads(threads: int) -> None:
 
 
 class Classifier:
-    """Runs photos through a bundle's model in batches of one fixed shape, so that the graph is traced once.
+    """Runs photos through a bundle's model.
 
     Args:
         bundle: The verified bundle.
-        batch_size: Photos in one forward pass; a smaller rest is padded.
+        batch_size: Most photos in one forward pass.
     """
 
     def __init__(self, bundle: Bundle, batch_size: int = 32) -> None:
@@ -37,11 +37,13 @@ class Classifier:
         self.batch_size = batch_size
         size = bundle.preprocessing.image_size_px
         model = bundle.load_model()
-        signature = tf.TensorSpec((batch_size, size, size, 3), tf.uint8)
+        # Any number of rows: one trace serves the last batch of a block and a single photo over HTTP alike.
+        signature = tf.TensorSpec((None, size, size, 3), tf.uint8)
         traced = tf.function(lambda photos: model(photos, training=False), input_signature=[signature])
         # With its variables made constants, grappler folds each BatchNorm into its convolution: a quarter faster for
         # ResNet-50 on a CPU. XLA is as fast there, but runs MobileNet's depthwise convolutions 15 times slower.
         self._forward: Any = convert_variables_to_constants_v2(traced.get_concrete_function())
+        self._forward(tf.zeros((1, size, size, 3), tf.uint8))  # so that the first photo is not the slow one
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Classifies photos.
@@ -54,17 +56,8 @@ class Classifier:
         """
         import tensorflow as tf
 
-        count = len(pixels)
-        result = np.empty((count, len(self.bundle.labels.codes)), np.float32)
-        for start in range(0, count, self.batch_size):
+        result = np.empty((len(pixels), len(self.bundle.labels.codes)), np.float32)
+        for start in range(0, len(pixels), self.batch_size):
             batch = pixels[start : start + self.batch_size]
-            rows = len(batch)
-            if rows < self.batch_size:
-                batch = np.concatenate([batch, np.zeros((self.batch_size - rows, *batch.shape[1:]), np.uint8)])
-            result[start : start + rows] = self._forward(tf.constant(batch))[0].numpy()[:rows]
+            result[start : start + len(batch)] = self._forward(tf.constant(batch))[0].numpy()
         return result
-
-    def warm_up(self) -> None:
-        """Traces and compiles the graph, so that the first photo is not the slow one."""
-        size = self.bundle.preprocessing.image_size_px
-        self.probabilities(np.zeros((1, size, size, 3), np.uint8))

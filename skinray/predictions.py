@@ -62,6 +62,27 @@ def threshold_of(bundle: Bundle, operating_point: str) -> float:
     return points[operating_point].threshold
 
 
+def prediction_answer(probabilities: npt.NDArray[np.float32], bundle: Bundle, operating_point: str) -> dict[str, Any]:
+    """One photo's prediction as JSON values, with the names that the rows have.
+
+    Args:
+        probabilities: float32 [C].
+        bundle: The bundle that gave them.
+        operating_point: The name of the threshold that decides `flagged`.
+    """
+    score = malignancy_scores(probabilities[np.newaxis], bundle.labels)[0]
+    threshold = threshold_of(bundle, operating_point)
+    return {
+        "model_id": bundle.model_id,
+        "status": "scored",
+        **{f"prob_{code}": float(value) for code, value in zip(bundle.labels.codes, probabilities, strict=True)},
+        "malignancy_score": float(score),
+        "operating_point": operating_point,
+        "threshold": threshold,
+        "flagged": bool(score >= threshold),
+    }
+
+
 def prediction_rows(
     photos: Mapping[str, npt.NDArray[Any]], probabilities: npt.NDArray[np.float32], bundle: Bundle, operating_point: str
 ) -> pa.Table:

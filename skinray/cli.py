@@ -1,0 +1,255 @@
+"""The command line: parse, call one function, exit code.
+
+    0  done
+    1  error: what went wrong, in one line
+    2  bad settings
+    3  finished, but a stated limit was passed
+"""
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import skinray
+from skinray import telemetry
+from skinray.config import (
+    BenchmarkSettings,
+    DemoSettings,
+    EvaluateSettings,
+    PrepareSettings,
+    ScoreSettings,
+    ServeSettings,
+    TrainSettings,
+    VerbSettings,
+    resolve,
+)
+from skinray.errors import ConfigError, SkinrayError
+from skinray.telemetry import say
+
+LIMIT_PASSED = 3
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line.
+
+    Attributes:
+        settings: Its settings; their docstring is its help.
+        run: Does it, and returns the exit code.
+        dry_run: Looks at the inputs and returns what would happen, as lines for a person.
+    """
+
+    settings: type[VerbSettings]
+    run: Callable[[Any], int]
+    dry_run: Callable[[Any], list[str]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: What follows the program's name; none: the process's own.
+
+    Returns:
+        The exit code.
+    """
+    telemetry.quiet_libraries()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(skinray.__version__)
+        return 0
+    try:
+        verb = VERBS.get(words[0])
+        if verb is None:
+            raise ConfigError(f"unknown verb {words[0]!r}; known are {', '.join(VERBS)}")
+        settings = resolve(verb.settings, words[0], words[1:])
+        say(json.dumps({words[0]: settings.recorded()}))
+        if settings.dry_run:
+            print("\n".join(verb.dry_run(settings)))
+            return 0
+        return verb.run(settings)
+    except SkinrayError as error:
+        say(f"skinray: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("skinray: interrupted")
+        return 130
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.settings.__doc__}" for name, verb in VERBS.items()]
+    return "\n".join(["usage: skinray VERB [--config FILE] [flags]", "", *lines, "", "skinray VERB --help lists a verb's settings."])
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Joins the cluster that RAY_ADDRESS names (as it does inside a submitted job), or starts one on this machine.
+
+    A cluster of our own listens on 127.0.0.1 only and ends with the command.
+    """
+    import ray
+    import ray.data
+
+    joining = "RAY_ADDRESS" in os.environ
+    own: dict[str, Any] = {} if joining else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    # Progress is said by the driver; the workers' own output stays in Ray's logs, where it can be looked up.
+    ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _prepare(settings: PrepareSettings) -> int:
+    from skinray.shards import prepare_dataset
+
+    with ray_session():
+        dataset = prepare_dataset(settings)
+    for split, counts in dataset.manifest.split_classes.items():
+        print(f"{split:<10} {sum(counts.values()):>7,} photos: " + ", ".join(f"{code} {count:,}" for code, count in counts.items()))
+    if dataset.manifest.rejected_rows:
+        print(f"{dataset.manifest.rejected_rows:,} photos were left out; {dataset.uri}/_rejected.json says why")
+    print(f"data set   {dataset.uri}")
+    return 0
+
+
+def _prepare_dry(settings: PrepareSettings) -> list[str]:
+    from skinray.shards import plan_dataset
+
+    catalog = plan_dataset(settings)
+    counts = catalog.groupby(["split", "label"]).size()
+    lines = [f"{split:<10} {label:<10} {count:>7,} photos" for (split, label), count in counts.items()]
+    return [*lines, f"{catalog['shard'].nunique()} shards, {catalog['image_bytes'].sum() / 1e6:,.0f} MB, to {settings.output}"]
+
+
+def _train(settings: TrainSettings) -> int:
+    from skinray.training import train
+
+    with ray_session():
+        trained = train(settings)
+    print(f"best epoch     {trained.best_epoch}")
+    print(f"validation AUC {trained.validation_auc:.4f}")
+    print(f"model_id       {trained.model_id}")
+    print(f"bundle         {trained.bundle_uri}")
+    return 0
+
+
+def _train_dry(settings: TrainSettings) -> list[str]:
+    from skinray.shards import open_dataset
+
+    dataset = open_dataset(settings.data)
+    rows = dataset.rows("train")
+    steps = min(rows // settings.global_batch_size, settings.steps_per_epoch or rows)
+    cached_mb = (rows + dataset.rows("validation")) * settings.preprocessing.image_size_px**2 * 3 / 1e6
+    return [
+        f"{rows:,} training and {dataset.rows('validation'):,} validation photos, classes {', '.join(dataset.manifest.classes)}",
+        f"{settings.epochs} epochs of {steps} steps of {settings.global_batch_size} photos on {settings.num_workers} workers",
+        f"decoded photos take {cached_mb:,.0f} MB of the object store",
+    ]
+
+
+def _evaluate(settings: EvaluateSettings) -> int:
+    from skinray.evaluation import evaluate
+
+    with ray_session():
+        metrics = evaluate(settings)
+    for name in ("roc_auc", "accuracy", "precision", "recall", "specificity", "f1"):
+        print(f"{name:<12} {metrics[name]:.4f}")
+    print(f"on {metrics['photos']:,} photos of {settings.split}, {metrics['malignant_photos']:,} malignant; model_id {metrics['model_id']}")
+    print(f"report       {settings.output}")
+    return 0
+
+
+def _evaluate_dry(settings: EvaluateSettings) -> list[str]:
+    from skinray.bundle import load_bundle
+    from skinray.evaluation import check_comparable
+    from skinray.shards import open_dataset
+
+    bundle, dataset = load_bundle(settings.bundle), open_dataset(settings.data)
+    check_comparable(bundle, dataset, settings)
+    return [f"model {bundle.model_id} on {dataset.rows(settings.split):,} photos of {settings.split}, to {settings.output}"]
+
+
+def _score(settings: ScoreSettings) -> int:
+    from skinray.scoring import score_archive
+
+    with ray_session():
+        summary = score_archive(settings, datetime.datetime.now(datetime.UTC))
+    print(f"{summary.rows:,} photos: " + ", ".join(f"{count:,} {status}" for status, count in summary.statuses.items()))
+    for code, count in summary.errors.items():
+        print(f"  {code}: {count:,}")
+    print(f"{summary.flagged:,} flagged, {summary.rows_per_second:.1f} photos/s with start-up")
+    print(f"predictions {summary.uri}")
+    if summary.bad_fraction > settings.max_bad_fraction:
+        say(f"skinray: {summary.bad_fraction:.1%} of the photos have no score, more than --max-bad-fraction {settings.max_bad_fraction:.1%}")
+        return LIMIT_PASSED
+    return 0
+
+
+def _score_dry(settings: ScoreSettings) -> list[str]:
+    from skinray.bundle import load_bundle
+    from skinray.photos import list_photos
+
+    bundle = load_bundle(settings.bundle)
+    listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
+    return [f"model {bundle.model_id} on {listing.rows:,} photos, {listing.bytes / 1e6:,.0f} MB, in {len(listing.blocks):,} blocks"]
+
+
+def _serve(settings: ServeSettings) -> int:
+    from skinray.serving import serve_until_stopped
+
+    with ray_session():
+        serve_until_stopped(settings)
+    return 0
+
+
+def _serve_dry(settings: ServeSettings) -> list[str]:
+    from skinray.bundle import load_bundle
+
+    return [f"model {load_bundle(settings.bundle).model_id} on http://{settings.host}:{settings.port}/"]
+
+
+def _demo(settings: DemoSettings) -> int:
+    from skinray.demo import run_demo
+
+    with ray_session():
+        return run_demo(settings)
+
+
+def _demo_dry(settings: DemoSettings) -> list[str]:
+    return [f"draws {settings.photos:,} photos, trains {settings.epochs} epochs, scores 1,000, serves one; all below {settings.output}"]
+
+
+def _benchmark(settings: BenchmarkSettings) -> int:
+    from skinray.benchmark import run_benchmark
+
+    with ray_session():
+        return run_benchmark(settings)
+
+
+def _benchmark_dry(settings: BenchmarkSettings) -> list[str]:
+    return [f"{settings.rounds} rounds of {settings.photos:,} photos through {settings.model} at {settings.image_size_px}"]
+
+
+VERBS: Mapping[str, Verb] = {
+    "demo": Verb(DemoSettings, _demo, _demo_dry),
+    "prepare": Verb(PrepareSettings, _prepare, _prepare_dry),
+    "train": Verb(TrainSettings, _train, _train_dry),
+    "evaluate": Verb(EvaluateSettings, _evaluate, _evaluate_dry),
+    "score": Verb(ScoreSettings, _score, _score_dry),
+    "serve": Verb(ServeSettings, _serve, _serve_dry),
+    "benchmark": Verb(BenchmarkSettings, _benchmark, _benchmark_dry),
+}

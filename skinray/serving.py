@@ -1,0 +1,226 @@
+"""The bundle over HTTP: a FastAPI ingress that decodes, in front of a batched deployment that holds the model.
+
+    GET  /            a page to upload a photo
+    POST /v1/predict  a photo, as the body itself or as the file of a form; answers with the columns of a prediction row
+    GET  /v1/model    what is being served
+    GET  /healthz     200 when the model answers
+
+Photos are decoded before they are batched, so that a broken one fails alone. Errors are `application/problem+json`
+(RFC 9457): 400, 413, 415, 422, and 503 with Retry-After when more wait than the deployment takes.
+
+`build_app` is what a Serve config names as `import_path`.
+"""
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from skinray import storage
+from skinray.bundle import load_bundle
+from skinray.config import ServeSettings
+from skinray.errors import ImageError, ImageErrorCode
+from skinray.images import decode_photo
+from skinray.predictions import prediction_answer
+from skinray.reports import NOT_A_DEVICE
+from skinray.telemetry import say
+
+# A 24-megapixel JPEG of the best quality is about 15 MB.
+MAX_BODY_BYTES = 20_000_000
+
+MAX_BATCH_SIZE = 8
+# How long a photo waits for company: little against the 50 ms or more of a forward pass on a CPU.
+BATCH_WAIT_S = 0.01
+# Two batches' worth: one is computed while the next fills.
+MAX_ONGOING = 2 * MAX_BATCH_SIZE
+MAX_QUEUED = 128
+
+_STATUS_OF_CODE: dict[ImageErrorCode, HTTPStatus] = {
+    "empty": HTTPStatus.BAD_REQUEST,
+    "not_an_image": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+}
+
+api = FastAPI(title="skinray", description=NOT_A_DEVICE)
+
+
+class BuildArgs(BaseModel):
+    """The arguments of the application in a Serve config."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bundle: str
+
+
+class _Problem(Exception):
+    def __init__(self, status: HTTPStatus, code: str, detail: str, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.detail, self.retry_after_s = status, code, detail, retry_after_s
+
+
+@api.exception_handler(_Problem)
+async def _answer_problem(request: Request, problem: _Problem) -> JSONResponse:
+    content = {
+        "type": "about:blank",
+        "title": problem.status.phrase,
+        "status": int(problem.status),
+        "detail": problem.detail,
+        "error_code": problem.code,
+        "instance": request.url.path,
+    }
+    headers = {} if problem.retry_after_s is None else {"Retry-After": str(problem.retry_after_s)}
+    return JSONResponse(content, status_code=int(problem.status), headers=headers, media_type="application/problem+json")
+
+
+# What the endpoints call stands above their class: Serve pickles the application while the class is being decorated.
+async def _photo_of(request: Request) -> bytes:
+    body = await _limited_body(request)
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return body
+
+    async def once() -> AsyncIterator[bytes]:
+        yield body
+
+    try:
+        form = await MultiPartParser(request.headers, once()).parse()
+    except (MultiPartException, KeyError) as error:
+        raise _Problem(HTTPStatus.BAD_REQUEST, "bad_form", f"the form cannot be read: {error}") from error
+    for _, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            return await value.read()
+    raise _Problem(HTTPStatus.BAD_REQUEST, "bad_form", "the form has no file")
+
+
+async def _limited_body(request: Request) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise _Problem(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"the body has more than {MAX_BODY_BYTES // 1_000_000} MB"
+            )
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+@serve.deployment(max_ongoing_requests=MAX_ONGOING, max_queued_requests=MAX_QUEUED)
+class ClassifierReplica:
+    """Holds the model and classifies what has come in since the last batch."""
+
+    def __init__(self, bundle_uri: str) -> None:
+        from skinray.classifier import Classifier
+
+        self._classifier = Classifier(load_bundle(bundle_uri), MAX_BATCH_SIZE)
+
+    @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_S)
+    async def classify(self, pixels: list[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.float32]]:
+        """One photo in, its float32 [C] probabilities out; Serve gathers callers into the list."""
+        # In a thread, because a forward pass in the event loop would stall the health check.
+        return list(await asyncio.to_thread(self._classifier.probabilities, np.stack(pixels)))
+
+
+@serve.deployment(max_ongoing_requests=256)
+@serve.ingress(api)
+class SkinrayApi:
+    """Takes photos over HTTP, decodes them and asks the model."""
+
+    def __init__(self, bundle_uri: str, classifier: DeploymentHandle[Any]) -> None:
+        self._bundle = load_bundle(bundle_uri)
+        self._classifier = classifier
+        self._page = (files("skinray") / "web" / "index.html").read_text(encoding="utf-8").replace("{{model_id}}", self._bundle.model_id)
+
+    @api.get("/", response_class=HTMLResponse)
+    async def page(self) -> str:
+        """The page to upload a photo."""
+        return self._page
+
+    @api.get("/healthz")
+    async def healthz(self) -> dict[str, str]:
+        """Answers when the model does."""
+        size = self._bundle.preprocessing.image_size_px
+        await self._probabilities(np.zeros((size, size, 3), np.uint8))
+        return {"status": "ok", "model_id": self._bundle.model_id}
+
+    @api.get("/v1/model")
+    async def model(self) -> dict[str, Any]:
+        """What is being served."""
+        bundle = self._bundle
+        return {
+            "model_id": bundle.model_id,
+            "notice": NOT_A_DEVICE,
+            "labels": bundle.labels.model_dump(mode="json"),
+            "preprocessing": bundle.preprocessing.model_dump(mode="json"),
+            "operating_points": bundle.operating_points.model_dump(mode="json"),
+        }
+
+    @api.post("/v1/predict")
+    async def predict(self, request: Request) -> dict[str, Any]:
+        """Classifies one photo: the body itself, or the first file of a multipart form."""
+        data = await _photo_of(request)
+        try:
+            photo = await asyncio.to_thread(decode_photo, data, self._bundle.preprocessing)
+        except ImageError as error:
+            status = _STATUS_OF_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
+            raise _Problem(status, error.code, error.detail) from error
+        probabilities = await self._probabilities(photo.pixels)
+        return {
+            "image_sha256": storage.sha256_of(data),
+            "width_px": photo.width_px,
+            "height_px": photo.height_px,
+            **prediction_answer(probabilities, self._bundle, self._bundle.operating_points.default),
+            "notice": NOT_A_DEVICE,
+        }
+
+    async def _probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        try:
+            answer: npt.NDArray[np.float32] = await self._classifier.classify.remote(pixels)
+        except BackPressureError as error:
+            raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, "busy", "too many photos are waiting; try again", retry_after_s=1) from error
+        return answer
+
+
+def build_app(args: BuildArgs) -> serve.Application:
+    """The Serve application for one bundle.
+
+    Args:
+        args: Which bundle.
+
+    Raises:
+        BundleError: The bundle does not verify; a broken one is refused before anything is deployed.
+    """
+    load_bundle(args.bundle)
+    return SkinrayApi.bind(args.bundle, ClassifierReplica.bind(args.bundle))  # type: ignore[attr-defined]
+
+
+def start_serving(settings: ServeSettings) -> str:
+    """Serves a bundle on the running Ray and returns the address once it answers."""
+    app = build_app(BuildArgs(bundle=settings.bundle))
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.run(app, name="skinray", route_prefix="/")
+    return f"http://{settings.host}:{settings.port}/"
+
+
+def serve_until_stopped(settings: ServeSettings) -> None:
+    """Serves a bundle until the process is interrupted or told to end."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    address = start_serving(settings)
+    say(f"serving {settings.bundle} on {address}; {NOT_A_DEVICE} Ctrl-C stops it.")
+    stopped.wait()
+    serve.delete("skinray")
