@@ -52,7 +52,7 @@ class Augmentation:
         return photos
 
 
-class _Draws(keras.random.SeedGenerator):
+class _Draws(keras.random.SeedGenerator):  # type: ignore[misc]  # keras has no types
     """A Keras seed generator without a variable: the n-th draw of a step is a hash of the step's seed and n."""
 
     def __init__(self, seed: tf.Tensor) -> None:
@@ -60,7 +60,7 @@ class _Draws(keras.random.SeedGenerator):
         self._seed = seed
         self._drawn = 0
 
-    def next(self, ordered: bool = True) -> tf.Tensor:
+    def next(self, ordered: bool = True) -> tf.Tensor:  # noqa: ARG002, the base class has it
         self._drawn += 1
         folded = tf.random.experimental.stateless_fold_in(self._seed[:2], self._seed[2])
         return tf.random.experimental.stateless_fold_in(folded, self._drawn)

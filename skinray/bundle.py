@@ -166,7 +166,9 @@ def load_bundle(uri: str) -> Bundle:
     try:
         metadata = json.loads((folder / "metadata.json").read_bytes())
         if metadata.get("schema_version") != SCHEMA_VERSION:
-            raise BundleError(f"bundle {uri}: schema version {metadata.get('schema_version')}, this skinray reads {SCHEMA_VERSION}")
+            raise BundleError(
+                f"bundle {uri}: schema version {metadata.get('schema_version')}, this skinray reads {SCHEMA_VERSION}"
+            )
         return Bundle(
             uri=storage.normalize(uri),
             folder=folder,

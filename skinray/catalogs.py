@@ -106,7 +106,9 @@ def _catalog(
     table["source"] = name
     missing = [image_id for image_id in table["image_id"] if image_id not in photos]
     if missing:
-        raise CatalogError(f"{source}: {len(missing)} of {len(table)} photos in the metadata have no file, the first is {missing[0]}")
+        raise CatalogError(
+            f"{source}: {len(missing)} of {len(table)} photos in the metadata have no file, the first is {missing[0]}"
+        )
     paths = [photos[image_id] for image_id in table["image_id"]]
     table["image_uri"] = [storage.join(source, path) for path in paths]
     table["image_bytes"] = [files[path] for path in paths]

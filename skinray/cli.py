@@ -1,9 +1,9 @@
 """The command line: parse, call one function, exit code.
 
-    0  done
-    1  error: what went wrong, in one line
-    2  bad settings
-    3  finished, but a stated limit was passed
+0  done
+1  error: what went wrong, in one line
+2  bad settings
+3  finished, but a stated limit was passed
 """
 
 import contextlib
@@ -88,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _overview() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {name:<{width}}  {verb.settings.__doc__}" for name, verb in VERBS.items()]
-    return "\n".join(["usage: skinray VERB [--config FILE] [flags]", "", *lines, "", "skinray VERB --help lists a verb's settings."])
+    return "\n".join(
+        ["usage: skinray VERB [--config FILE] [flags]", "", *lines, "", "skinray VERB --help lists a verb's settings."]
+    )
 
 
 @contextlib.contextmanager
@@ -119,7 +121,9 @@ def _prepare(settings: PrepareSettings) -> int:
     with ray_session():
         dataset = prepare_dataset(settings)
     for split, counts in dataset.manifest.split_classes.items():
-        print(f"{split:<10} {sum(counts.values()):>7,} photos: " + ", ".join(f"{code} {count:,}" for code, count in counts.items()))
+        print(
+            f"{split:<10} {sum(counts.values()):>7,} photos: " + ", ".join(f"{code} {count:,}" for code, count in counts.items())
+        )
     if dataset.manifest.rejected_rows:
         print(f"{dataset.manifest.rejected_rows:,} photos were left out; {dataset.uri}/_rejected.json says why")
     print(f"data set   {dataset.uri}")
@@ -130,8 +134,8 @@ def _prepare_dry(settings: PrepareSettings) -> list[str]:
     from skinray.shards import plan_dataset
 
     catalog = plan_dataset(settings)
-    counts = catalog.groupby(["split", "label"]).size()
-    lines = [f"{split:<10} {label:<10} {count:>7,} photos" for (split, label), count in counts.items()]
+    counts = catalog.value_counts(["split", "label"], sort=False).reset_index()
+    lines = [f"{row.split:<10} {row.label:<10} {row.count:>7,} photos" for row in counts.itertuples()]
     return [*lines, f"{catalog['shard'].nunique()} shards, {catalog['image_bytes'].sum() / 1e6:,.0f} MB, to {settings.output}"]
 
 
@@ -168,7 +172,8 @@ def _evaluate(settings: EvaluateSettings) -> int:
         metrics = evaluate(settings)
     for name in ("roc_auc", "accuracy", "precision", "recall", "specificity", "f1"):
         print(f"{name:<12} {metrics[name]:.4f}")
-    print(f"on {metrics['photos']:,} photos of {settings.split}, {metrics['malignant_photos']:,} malignant; model_id {metrics['model_id']}")
+    print(f"photos       {metrics['photos']:,} of {settings.split}, {metrics['malignant_photos']:,} malignant")
+    print(f"model_id     {metrics['model_id']}")
     print(f"report       {settings.output}")
     return 0
 
@@ -194,7 +199,8 @@ def _score(settings: ScoreSettings) -> int:
     print(f"{summary.flagged:,} flagged, {summary.rows_per_second:.1f} photos/s with start-up")
     print(f"predictions {summary.uri}")
     if summary.bad_fraction > settings.max_bad_fraction:
-        say(f"skinray: {summary.bad_fraction:.1%} of the photos have no score, more than --max-bad-fraction {settings.max_bad_fraction:.1%}")
+        limit = f"--max-bad-fraction {settings.max_bad_fraction:.1%}"
+        say(f"skinray: {summary.bad_fraction:.1%} of the photos have no score, more than {limit}")
         return LIMIT_PASSED
     return 0
 
@@ -205,7 +211,9 @@ def _score_dry(settings: ScoreSettings) -> list[str]:
 
     bundle = load_bundle(settings.bundle)
     listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
-    return [f"model {bundle.model_id} on {listing.rows:,} photos, {listing.bytes / 1e6:,.0f} MB, in {len(listing.blocks):,} blocks"]
+    return [
+        f"model {bundle.model_id} on {listing.rows:,} photos, {listing.bytes / 1e6:,.0f} MB, in {len(listing.blocks):,} blocks"
+    ]
 
 
 def _serve(settings: ServeSettings) -> int:
@@ -230,7 +238,8 @@ def _demo(settings: DemoSettings) -> int:
 
 
 def _demo_dry(settings: DemoSettings) -> list[str]:
-    return [f"draws {settings.photos:,} photos, trains {settings.epochs} epochs, scores 1,000, serves one; all below {settings.output}"]
+    stages = f"draws {settings.photos:,} photos, trains {settings.epochs} epochs, scores 1,000, serves one"
+    return [f"{stages}; all below {settings.output}"]
 
 
 def _benchmark(settings: BenchmarkSettings) -> int:

@@ -80,8 +80,8 @@ class ModelSettings(Settings):
     """Network: resnet50, vgg16, mobilenet, cnn_sequential or cnn_functional."""
     weights: str | None = None
     """Backbone weights: none, imagenet (downloaded by Keras), or a local or s3:// .weights.h5 file."""
-    mobilenet_alpha: Literal[0.25, 0.5, 0.75, 1.0] = 1.0
-    """Width multiplier of MobileNet."""
+    mobilenet_alpha: float = Field(1.0, gt=0, le=1)
+    """Width multiplier of MobileNet; ImageNet weights exist for 0.25, 0.5, 0.75 and 1.0."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Share of the features dropped before the last layer while training."""
 
@@ -225,13 +225,13 @@ class BenchmarkSettings(VerbSettings):
     stage: Annotated[Literal["score"], tyro.conf.Positional] = "score"
     """What to measure."""
     input: str | None = None
-    """Folder of photos to use; none draws 600x450 ones."""
+    """Folder of JPEG photos to use, repeated when they are too few; none draws 600x450 ones."""
     model: ModelName = "resnet50"
     """Network, with random weights: speed does not depend on them."""
     image_size_px: int = Field(224, ge=32)
     """Side of the model's input."""
     photos: int = Field(512, ge=64)
-    """Photos in one measurement; a folder with fewer is repeated."""
+    """Photos in one measurement."""
     rounds: int = Field(3, ge=1)
     """Measurements of each rate, in turn; medians are printed."""
     batch_size: int = Field(32, ge=1)
@@ -261,9 +261,10 @@ def resolve(settings_type: type[AnySettings], verb: str, arguments: Sequence[str
     from_file = _read_yaml(path) if path else {}
     defaults = _partial(settings_type, from_file, path or "")
     with tyro_errors.on_parse_error(_raise_one_line):
-        return tyro.cli(
+        resolved: AnySettings = tyro.cli(
             settings_type, default=defaults, args=list(arguments), prog=f"skinray {verb}", description=settings_type.__doc__
         )
+    return resolved
 
 
 def _config_argument(arguments: Sequence[str]) -> str | None:
@@ -312,7 +313,7 @@ def _partial(settings_type: type[BaseModel], values: dict[str, Any], path: str, 
 def _checked(settings_type: type[BaseModel], name: str, value: Any, where: str) -> Any:
     try:
         field = settings_type.model_fields[name]
-        return TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+        return TypeAdapter(Annotated[field.annotation, field]).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigError(f"{where}: {_one_line(error)}") from error
 

@@ -1,16 +1,16 @@
 """What can go wrong, as a tree: every error that a user can mend says what, which value, and what to do.
 
-    SkinrayError             exit code 1
-    +-- ConfigError          exit code 2: a setting is unknown, missing or out of range
-    +-- StorageError         a URI cannot be listed, read or written
-    |   +-- OutputExistsError    the output is already there, or belongs to something else
-    +-- CatalogError         a data set's own files are not as published
-    +-- DatasetError         a prepared data set is missing, incomplete or of another version
-    +-- BundleError          a bundle is missing a file, or a file was changed
-    +-- TrainingError        training could not start or did not end
-    +-- ScoringError         the rows written are not the photos listed
+SkinrayError             exit code 1
++-- ConfigError          exit code 2: a setting is unknown, missing or out of range
++-- StorageError         a URI cannot be listed, read or written
+|   +-- OutputExistsError    the output is already there, or belongs to something else
++-- CatalogError         a data set's own files are not as published
++-- DatasetError         a prepared data set is missing, incomplete or of another version
++-- BundleError          a bundle is missing a file, or a file was changed
++-- TrainingError        training could not start or did not end
++-- ScoringError         the rows written are not the photos listed
 
-    ImageError               one photo cannot be used: a row with `error_code`, never the end of a job
+ImageError               one photo cannot be used: a row with `error_code`, never the end of a job
 """
 
 from typing import Literal

@@ -1,15 +1,16 @@
 """The evaluation job: a bundle on a split -> predictions, metrics.json and plots, through the scoring pipeline itself.
 
-    <output>/predictions/part-...parquet   one row a photo, with its true label
-    <output>/metrics.json                  the figures, and what they were measured on
-    <output>/roc.png, confusion_matrix.png
-    <output>/_manifest.json                written last
+<output>/predictions/part-...parquet   one row a photo, with its true label
+<output>/metrics.json                  the figures, and what they were measured on
+<output>/roc.png, confusion_matrix.png
+<output>/_manifest.json                written last
 """
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skinray import storage
@@ -48,15 +49,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     storage.claim_folder(output, "evaluation", settings.recorded())
     predictions_uri = storage.join(output, "predictions")
     summary, files = write_predictions(bundle, list_shards(dataset, (settings.split,)), settings, predictions_uri)
-    rows = pd.concat(
-        [
-            pq.read_table(
-                storage.path_of(storage.join(predictions_uri, file["path"])), filesystem=storage.arrow_filesystem(output), partitioning=None
-            ).to_pandas()
-            for file in files
-        ],
-        ignore_index=True,
-    )
+    rows = _read_rows(predictions_uri, [file["path"] for file in files])
     scored = rows[rows["status"] == "scored"]
     metrics = _measure(scored, bundle)
     metrics |= _provenance(bundle, dataset, settings, summary)
@@ -66,6 +59,13 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         output, {"kind": "skinray-evaluation", "schema_version": 1, "model_id": bundle.model_id, "settings": settings.recorded()}
     )
     return metrics
+
+
+def _read_rows(uri: str, paths: list[str]) -> pd.DataFrame:
+    filesystem = storage.arrow_filesystem(uri)
+    tables = [pq.read_table(storage.path_of(storage.join(uri, path)), filesystem=filesystem, partitioning=None) for path in paths]
+    rows: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    return rows
 
 
 def check_comparable(bundle: Bundle, dataset: PreparedDataset, settings: EvaluateSettings) -> None:
@@ -78,7 +78,8 @@ def check_comparable(bundle: Bundle, dataset: PreparedDataset, settings: Evaluat
     counts = dataset.manifest.split_classes[settings.split]
     malignant = sum(counts[code] for code in bundle.labels.malignant)
     if malignant in (0, sum(counts.values())):
-        raise DatasetError(f"{settings.data} has {malignant} malignant of {sum(counts.values())} photos in {settings.split}: nothing to tell apart")
+        found = f"{malignant} malignant of {sum(counts.values())} photos in {settings.split}"
+        raise DatasetError(f"{settings.data} has {found}: nothing to tell apart")
 
 
 def _measure(rows: pd.DataFrame, bundle: Bundle) -> dict[str, Any]:

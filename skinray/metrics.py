@@ -55,7 +55,9 @@ def confusion_matrix(labels: Sequence[str], predicted: Sequence[str], codes: Seq
     return matrix
 
 
-def threshold_for_sensitivity(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any]], sensitivity: float) -> float:
+def threshold_for_sensitivity(
+    positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any]], sensitivity: float
+) -> float:
     """The highest threshold at which at least this share of the positives is flagged.
 
     Args:

@@ -32,7 +32,8 @@ def build_model(settings: ModelSettings, image_size_px: int, num_classes: int) -
         uint8 [N, size, size, 3] -> float32 logits [N, num_classes].
     """
     inputs = keras.Input((image_size_px, image_size_px, 3), dtype="uint8", name="photo")
-    features = _BACKBONES[settings.name](settings, inputs)
+    from_scratch = _FROM_SCRATCH.get(settings.name)
+    features = from_scratch(inputs) if from_scratch else _pretrained(settings, inputs)
     if settings.dropout:
         features = keras.layers.Dropout(settings.dropout, name="dropout")(features)
     logits = keras.layers.Dense(num_classes, dtype="float32", name=LOGITS_LAYER)(features)
@@ -133,7 +134,7 @@ def _convolution(features: Any, filters: int, kernel: int, name: str, stride: in
     return keras.layers.ReLU(name=f"{name}_relu")(features)
 
 
-def _cnn_sequential(settings: ModelSettings, inputs: Any) -> Any:
+def _cnn_sequential(inputs: Any) -> Any:
     """Four blocks of convolution and pooling, one after the other."""
     features = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="normalise")(inputs)
     for number, filters in enumerate((16, 32, 64, 96), start=1):
@@ -142,7 +143,7 @@ def _cnn_sequential(settings: ModelSettings, inputs: Any) -> Any:
     return keras.layers.GlobalAveragePooling2D(name="pool")(features)
 
 
-def _cnn_functional(settings: ModelSettings, inputs: Any) -> Any:
+def _cnn_functional(inputs: Any) -> Any:
     """Three blocks whose parallel branches look at a fine and a coarse neighbourhood."""
     features = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="normalise")(inputs)
     features = _convolution(features, 16, 3, "stem", stride=2)
@@ -155,10 +156,7 @@ def _cnn_functional(settings: ModelSettings, inputs: Any) -> Any:
     return keras.layers.GlobalAveragePooling2D(name="pool")(features)
 
 
-_BACKBONES: Mapping[ModelName, Callable[[ModelSettings, Any], Any]] = {
-    "resnet50": _pretrained,
-    "vgg16": _pretrained,
-    "mobilenet": _pretrained,
+_FROM_SCRATCH: Mapping[ModelName, Callable[[Any], Any]] = {
     "cnn_sequential": _cnn_sequential,
     "cnn_functional": _cnn_functional,
 }

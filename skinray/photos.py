@@ -11,6 +11,7 @@ pixels, never an exception.
     pixels        uint8 [rows, size, size, 3]
 """
 
+import functools
 import posixpath
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -67,7 +68,8 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: Literal["path", "
     names = [posixpath.splitext(posixpath.basename(path))[0] for path in paths] if image_id == "stem" else paths
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ConfigError(f"--image-id stem: {len(repeated)} file names below {input_uri} stand twice, the first is {repeated[0]!r}; use path")
+        twice = f"{len(repeated)} file names below {input_uri} stand twice, the first is {repeated[0]!r}"
+        raise ConfigError(f"--image-id stem: {twice}; use path")
     table = pa.table(
         {
             "index": pa.array(range(len(paths)), pa.int64()),
@@ -99,9 +101,8 @@ def decoded_photos(listing: Listing, preprocessing: Preprocessing) -> ray.data.D
         Blocks as described at the top of this module.
     """
     read = _read_row_groups if listing.from_shards else _read_files
-    return ray.data.from_arrow(listing.blocks).map_batches(
-        _read_and_decode, batch_size=None, batch_format="pyarrow", fn_kwargs={"read": read, "preprocessing": preprocessing}
-    )
+    decode = functools.partial(_read_and_decode, read=read, preprocessing=preprocessing)
+    return ray.data.from_arrow(listing.blocks).map_batches(decode, batch_size=None, batch_format="pyarrow")
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def cache_photos(listing: Listing, preprocessing: Preprocessing, stage: str) -> 
     Raises:
         DatasetError: A photo that prepare decoded no longer can be: the shard was damaged.
     """
-    task = ray.remote(num_cpus=1, num_returns=2)(_decode_for_cache)
+    task: Any = ray.remote(num_cpus=1, num_returns=2)(_decode_for_cache)
     pairs = [task.remote(plan, preprocessing) for plan in listing.blocks]
     progress = Progress(stage, total=listing.rows, unit="photos")
     labels = []
@@ -183,7 +184,9 @@ def _decode_for_cache(plan: pa.Table, preprocessing: Preprocessing) -> tuple[npt
     failed = np.flatnonzero(block["error_code"] != "")
     if len(failed):
         first = failed[0]
-        raise DatasetError(f"{block['image_uri'][first]} cannot be decoded any more: {block['error_detail'][first]}; prepare again")
+        raise DatasetError(
+            f"{block['image_uri'][first]} cannot be decoded any more: {block['error_detail'][first]}; prepare again"
+        )
     return block["pixels"], block["label"]
 
 

@@ -47,7 +47,8 @@ def malignancy_scores(probabilities: npt.NDArray[np.float32], labels: Labels) ->
         labels: Which of them are malignant.
     """
     columns = [labels.codes.index(code) for code in labels.malignant]
-    return np.minimum(probabilities[:, columns].sum(axis=1), np.float32(1.0))
+    scores: npt.NDArray[np.float32] = np.minimum(probabilities[:, columns].sum(axis=1), np.float32(1.0))
+    return scores
 
 
 def threshold_of(bundle: Bundle, operating_point: str) -> float:
@@ -58,7 +59,9 @@ def threshold_of(bundle: Bundle, operating_point: str) -> float:
     """
     points = bundle.operating_points.points
     if operating_point not in points:
-        raise ConfigError(f"operating point {operating_point!r} is not in bundle {bundle.uri}; it has {', '.join(sorted(points))}")
+        raise ConfigError(
+            f"operating point {operating_point!r} is not in bundle {bundle.uri}; it has {', '.join(sorted(points))}"
+        )
     return points[operating_point].threshold
 
 

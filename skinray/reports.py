@@ -22,7 +22,8 @@ def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
     """
     validation = metadata["validation"]
     rows = [
-        f"| {name}{' (default)' if name == points.default else ''} | {point.threshold:.4f} | {point.sensitivity:.3f} | {point.specificity:.3f} |"
+        f"| {name}{' (default)' if name == points.default else ''} "
+        f"| {point.threshold:.4f} | {point.sensitivity:.3f} | {point.specificity:.3f} |"
         for name, point in points.points.items()
     ]
     counts = [
@@ -52,7 +53,8 @@ def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
             "## Validation",
             "",
             f"ROC-AUC, malignant against benign: {validation['roc_auc']:.3f} on {validation['photos']} photos "
-            f"(epoch {validation['epoch']}, chosen by this figure, which is therefore optimistic; see the evaluation on the test split).",
+            f"(epoch {validation['epoch']}, chosen by this figure, which is therefore optimistic: "
+            "what counts is the evaluation on the test split).",
             "",
             "| operating point | threshold | sensitivity | specificity |",
             "| --- | --- | --- | --- |",

@@ -11,6 +11,7 @@ when every listed photo is one row.
 import datetime
 import io
 import math
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,8 @@ class RunSummary:
         flagged: Rows at or above the operating point.
         seconds: From the start of the pipeline to its last block.
         rows_per_second: Over the same time, start-up included.
+        start_up_seconds: Until the first block was done.
+        steady_rows_per_second: Over the second half of the rows, when every stage is busy; NaN with fewer than two blocks.
     """
 
     uri: str
@@ -52,6 +55,8 @@ class RunSummary:
     flagged: int
     seconds: float
     rows_per_second: float
+    start_up_seconds: float
+    steady_rows_per_second: float
 
     @property
     def bad_fraction(self) -> float:
@@ -119,7 +124,8 @@ def write_predictions(
         ScoringError: The rows written are not the photos listed.
     """
     progress = Progress("score", total=listing.rows, unit="photos")
-    started = datetime.datetime.now(datetime.UTC)
+    started = time.monotonic()
+    done: list[tuple[float, int]] = []
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     files: list[dict[str, Any]] = []
@@ -129,12 +135,13 @@ def write_predictions(
         statuses.update({"scored": block["rows"] - block["failed"], "failed": block["failed"]})
         errors.update(code for code in block["error_codes"].split(",") if code)
         flagged += block["flagged"]
+        done.append((time.monotonic() - started, block["rows"]))
         progress.advance(block["rows"], f"{statuses['failed']:,} failed" if statuses["failed"] else "")
     progress.close()
     written = sum(file["rows"] for file in files)
     if written != listing.rows or len({file["path"] for file in files}) != len(files):
         raise ScoringError(f"{run_uri}: {listing.rows} photos were listed but {written} rows written; run it again")
-    seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
+    seconds = time.monotonic() - started
     summary = RunSummary(
         uri=run_uri,
         rows=listing.rows,
@@ -143,8 +150,17 @@ def write_predictions(
         flagged=flagged,
         seconds=seconds,
         rows_per_second=listing.rows / seconds,
+        start_up_seconds=done[0][0],
+        steady_rows_per_second=_steady_rate(done),
     )
     return summary, sorted(files, key=lambda file: str(file["path"]))
+
+
+def _steady_rate(done: list[tuple[float, int]]) -> float:
+    """Rows a second over the second half of the blocks, by the seconds at which each was done."""
+    middle = (len(done) - 1) // 2
+    elapsed = done[-1][0] - done[middle][0]
+    return sum(rows for _, rows in done[middle + 1 :]) / elapsed if elapsed > 0 else math.nan
 
 
 def classified_blocks(bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str) -> ray.data.Dataset:
@@ -172,7 +188,7 @@ def classified_blocks(bundle: Bundle, listing: Listing, settings: ClassifySettin
 
 def _actors(settings: ClassifySettings) -> tuple[int, int]:
     """How many actors, and how many threads each: all of a machine's cores, because decoding needs few beside them."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if settings.gpus_per_actor:
         gpus = sum(resources.get("GPU", 0) for resources in nodes)
         actors = settings.actors or max(1, int(gpus / settings.gpus_per_actor))

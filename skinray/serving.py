@@ -14,7 +14,7 @@ Photos are decoded before they are batched, so that a broken one fails alone. Er
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -66,14 +66,14 @@ class BuildArgs(BaseModel):
     bundle: str
 
 
-class _Problem(Exception):
+class _ProblemError(Exception):
     def __init__(self, status: HTTPStatus, code: str, detail: str, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
         self.status, self.code, self.detail, self.retry_after_s = status, code, detail, retry_after_s
 
 
-@api.exception_handler(_Problem)
-async def _answer_problem(request: Request, problem: _Problem) -> JSONResponse:
+@api.exception_handler(_ProblemError)
+async def _answer_problem(request: Request, problem: _ProblemError) -> JSONResponse:
     content = {
         "type": "about:blank",
         "title": problem.status.phrase,
@@ -92,17 +92,17 @@ async def _photo_of(request: Request) -> bytes:
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return body
 
-    async def once() -> AsyncIterator[bytes]:
+    async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
         form = await MultiPartParser(request.headers, once()).parse()
     except (MultiPartException, KeyError) as error:
-        raise _Problem(HTTPStatus.BAD_REQUEST, "bad_form", f"the form cannot be read: {error}") from error
+        raise _ProblemError(HTTPStatus.BAD_REQUEST, "bad_form", f"the form cannot be read: {error}") from error
     for _, value in form.multi_items():
         if isinstance(value, UploadFile):
             return await value.read()
-    raise _Problem(HTTPStatus.BAD_REQUEST, "bad_form", "the form has no file")
+    raise _ProblemError(HTTPStatus.BAD_REQUEST, "bad_form", "the form has no file")
 
 
 async def _limited_body(request: Request) -> bytes:
@@ -111,7 +111,7 @@ async def _limited_body(request: Request) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > MAX_BODY_BYTES:
-            raise _Problem(
+            raise _ProblemError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"the body has more than {MAX_BODY_BYTES // 1_000_000} MB"
             )
         chunks.append(chunk)
@@ -142,7 +142,9 @@ class SkinrayApi:
     def __init__(self, bundle_uri: str, classifier: DeploymentHandle[Any]) -> None:
         self._bundle = load_bundle(bundle_uri)
         self._classifier = classifier
-        self._page = (files("skinray") / "web" / "index.html").read_text(encoding="utf-8").replace("{{model_id}}", self._bundle.model_id)
+        self._page = (
+            (files("skinray") / "web" / "index.html").read_text(encoding="utf-8").replace("{{model_id}}", self._bundle.model_id)
+        )
 
     @api.get("/", response_class=HTMLResponse)
     async def page(self) -> str:
@@ -176,7 +178,7 @@ class SkinrayApi:
             photo = await asyncio.to_thread(decode_photo, data, self._bundle.preprocessing)
         except ImageError as error:
             status = _STATUS_OF_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
-            raise _Problem(status, error.code, error.detail) from error
+            raise _ProblemError(status, error.code, error.detail) from error
         probabilities = await self._probabilities(photo.pixels)
         return {
             "image_sha256": storage.sha256_of(data),
@@ -190,7 +192,9 @@ class SkinrayApi:
         try:
             answer: npt.NDArray[np.float32] = await self._classifier.classify.remote(pixels)
         except BackPressureError as error:
-            raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, "busy", "too many photos are waiting; try again", retry_after_s=1) from error
+            raise _ProblemError(
+                HTTPStatus.SERVICE_UNAVAILABLE, "busy", "too many photos are waiting; try again", retry_after_s=1
+            ) from error
         return answer
 
 
@@ -204,7 +208,8 @@ def build_app(args: BuildArgs) -> serve.Application:
         BundleError: The bundle does not verify; a broken one is refused before anything is deployed.
     """
     load_bundle(args.bundle)
-    return SkinrayApi.bind(args.bundle, ClassifierReplica.bind(args.bundle))  # type: ignore[attr-defined]
+    app: serve.Application = SkinrayApi.bind(args.bundle, ClassifierReplica.bind(args.bundle))  # type: ignore[attr-defined]
+    return app
 
 
 def start_serving(settings: ServeSettings) -> str:

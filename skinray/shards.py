@@ -8,6 +8,7 @@ Shards are made by Ray Data, one task a shard, so memory holds a few shards at a
 catalog and settings give the same bytes under the same names.
 """
 
+import functools
 import io
 import json
 from collections import Counter
@@ -211,11 +212,11 @@ def _write_shards(catalog: pd.DataFrame, output: str) -> ray.data.Dataset:
     """One row a shard: what became of it. A shard is one block and one task, which writes it."""
     plans = [pa.Table.from_pandas(rows, preserve_index=False) for _, rows in catalog.groupby("shard", sort=True)]
     return ray.data.from_arrow(plans).map_batches(
-        _write_shard, batch_size=None, batch_format="pyarrow", fn_kwargs={"output": output}
+        functools.partial(_write_shard, output=output), batch_size=None, batch_format="pyarrow"
     )
 
 
-def _write_shard(plan: pa.Table, output: str) -> dict[str, list[Any]]:
+def _write_shard(plan: pa.Table, output: str) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, str]] = []
     planned = plan.to_pylist()
@@ -225,12 +226,12 @@ def _write_shard(plan: pa.Table, output: str) -> dict[str, list[Any]]:
                 raise ImageError("unreadable", f"{type(data).__name__}: {data}")
             photo = decode_photo(data, Preprocessing())
         except ImageError as error:
-            rejected.append(
-                {"image_id": row["image_id"], "image_uri": row["image_uri"], "error_code": error.code, "error_detail": error.detail}
-            )
+            where = {"image_id": row["image_id"], "image_uri": row["image_uri"]}
+            rejected.append({**where, "error_code": error.code, "error_detail": error.detail})
             continue
-        found = {"image_bytes": data, "image_sha256": storage.sha256_of(data), "width_px": photo.width_px, "height_px": photo.height_px}
-        rows.append({**{name: row.get(name) for name in SHARD_SCHEMA.names}, **found})
+        found = {"image_bytes": data, "image_sha256": storage.sha256_of(data)}
+        size = {"width_px": photo.width_px, "height_px": photo.height_px}
+        rows.append({**{name: row.get(name) for name in SHARD_SCHEMA.names}, **found, **size})
     path, split = planned[0]["shard"], planned[0]["split"]
     encoded = _encode_shard(rows) if rows else b""
     if rows:

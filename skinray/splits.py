@@ -83,7 +83,8 @@ def assign_splits(labels: Sequence[str], groups: Sequence[str], rule: SplitRule)
     for split in ("train", "validation", "test"):
         if split not in splits:
             raise CatalogError(
-                f"{len(labels)} photos in {len(photos_of)} groups are too few for a {split} split: add photos or raise its fraction"
+                f"{len(labels)} photos in {len(photos_of)} groups are too few for a {split} split: "
+                "add photos or raise its fraction"
             )
     return splits, [fold_of[group] for group in groups]
 

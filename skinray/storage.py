@@ -90,9 +90,7 @@ def _explained(uri: str, action: str) -> Iterator[None]:
             f"cannot {action} {uri}: access denied; check its permissions, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
     except NoCredentialsError as error:
-        raise StorageError(
-            f"cannot {action} {uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from error
+        raise StorageError(f"cannot {action} {uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
     except (OSError, BotoCoreError, ClientError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise StorageError(f"cannot {action} {uri}: {reason}") from error
@@ -121,7 +119,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             temporary.write_bytes(data)
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 

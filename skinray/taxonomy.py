@@ -76,7 +76,5 @@ def class_labels(diagnoses: list[str], target: Target) -> list[str]:
     unknown = {code: diagnoses.count(code) for code in sorted(set(diagnoses)) if code not in target.code_of}
     if unknown:
         listed = ", ".join(f"{code!r} ({count} photos)" for code, count in unknown.items())
-        raise CatalogError(
-            f"unknown labels for target {target.name}: {listed}; it knows {', '.join(sorted(target.code_of))}"
-        )
+        raise CatalogError(f"unknown labels for target {target.name}: {listed}; it knows {', '.join(sorted(target.code_of))}")
     return [target.code_of[code] for code in diagnoses]

@@ -1,9 +1,9 @@
 """The training job: shards -> decoded photos in the object store -> workers in step -> the best epoch as a bundle.
 
-    <output>/checkpoints/      Ray Train's: the same command after a kill goes on from the last one
-    <output>/history.jsonl     one line an epoch
-    <output>/bundle/           the best epoch by validation ROC-AUC
-    <output>/_manifest.json    written last; a finished run reruns as a no-op
+<output>/checkpoints/      Ray Train's: the same command after a kill goes on from the last one
+<output>/history.jsonl     one line an epoch
+<output>/bundle/           the best epoch by validation ROC-AUC
+<output>/_manifest.json    written last; a finished run reruns as a no-op
 """
 
 import json
@@ -106,9 +106,12 @@ def _finished(settings: TrainSettings) -> TrainedModel | None:
 def _check_trainable(dataset: PreparedDataset, settings: TrainSettings) -> None:
     rows = dataset.rows("train")
     if rows < settings.global_batch_size:
-        raise DatasetError(f"{dataset.uri} has {rows} training photos, fewer than one global batch of {settings.global_batch_size}")
-    for split in ("train", "validation"):
-        counts = dataset.manifest.split_classes[split]  # type: ignore[index]
+        raise DatasetError(
+            f"{dataset.uri} has {rows} training photos, fewer than one global batch of {settings.global_batch_size}"
+        )
+    for split, counts in dataset.manifest.split_classes.items():
+        if split == "test":
+            continue
         absent = [code for code, count in counts.items() if not count]
         if absent:
             raise DatasetError(f"{dataset.uri} has no {', '.join(absent)} photo in its {split} split; prepare with another split")
@@ -138,9 +141,7 @@ def _fit(settings: TrainSettings, dataset: PreparedDataset, initial_weights: lis
         settings=settings,
         classes=manifest.classes,
         malignant=tuple(manifest.classes.index(code) for code in manifest.malignant),
-        class_weight=tuple(
-            total / (len(counts) * counts[code]) if settings.class_weights else 1.0 for code in manifest.classes
-        ),
+        class_weight=tuple(total / (len(counts) * counts[code]) if settings.class_weights else 1.0 for code in manifest.classes),
         train=cache_photos(list_shards(dataset, ("train",)), settings.preprocessing, "decode train"),
         validation=cache_photos(list_shards(dataset, ("validation",)), settings.preprocessing, "decode validation"),
         initial_weights=ray.put(initial_weights),
@@ -166,14 +167,15 @@ def _fit(settings: TrainSettings, dataset: PreparedDataset, initial_weights: lis
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    with _epochs_said(report, storage.join(settings.output, "history.jsonl")):
+    with _epochs_said(report):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(_reason(error)) from error
     if result.checkpoint is None:
         raise TrainingError(f"{settings.output}: training ended without a checkpoint")
-    return result.checkpoint
+    checkpoint: ray.train.Checkpoint = result.checkpoint
+    return checkpoint
 
 
 def _reason(error: BaseException) -> str:
@@ -183,7 +185,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _epochs_said(report: Queue, history_uri: str) -> Iterator[None]:
+def _epochs_said(report: Queue) -> Iterator[None]:
     """While training runs, prints what the workers report: a line an epoch."""
     done = threading.Event()
 
@@ -266,7 +268,8 @@ def _positives(dataset: PreparedDataset) -> npt.NDArray[np.bool_]:
     labels: list[str] = []
     for file in dataset.files("validation"):
         uri = storage.join(dataset.uri, file.path)
-        table = pq.read_table(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri), columns=["label"], partitioning=None)
+        filesystem = storage.arrow_filesystem(uri)
+        table = pq.read_table(storage.path_of(uri), filesystem=filesystem, columns=["label"], partitioning=None)
         labels += table["label"].to_pylist()
     return np.isin(labels, list(dataset.manifest.malignant))
 

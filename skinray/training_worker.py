@@ -30,6 +30,7 @@ from skinray.feed import WINDOW_ROWS, epoch_order, prefetched, worker_batches
 from skinray.metrics import roc_auc
 from skinray.model import build_model
 from skinray.photos import CachedPhotos, CachedReader
+from skinray.watchdog import Watchdog, abort_collectives
 
 WEIGHTS, OPTIMIZER, BEST, STATE = "model.weights.h5", "optimizer.npz", "best.npz", "state.json"
 
@@ -118,6 +119,7 @@ def train_worker(config: dict[str, Any]) -> None:
     strategy = _strategy(settings)  # before any other TensorFlow operation
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
+    watchdog = Watchdog(settings.collective_timeout_s, abort_collectives)
     with strategy.scope():
         keras.utils.set_random_seed(settings.seed)
         model = build_model(settings.model, settings.preprocessing.image_size_px, len(plan.classes))
@@ -139,7 +141,7 @@ def train_worker(config: dict[str, Any]) -> None:
         started = time.monotonic()
         order = epoch_order(plan.train.block_rows, settings.seed, epoch)
         rows = worker_batches(order, settings.global_batch_size, rank, num_workers, 0, plan.steps_per_epoch)
-        loss, waited_s = _run_epoch(train_step, prefetched(map(read, rows)), epoch * plan.steps_per_epoch)
+        loss, waited_s = _run_epoch(train_step, prefetched(map(read, rows)), epoch * plan.steps_per_epoch, watchdog)
         trained_s = time.monotonic() - started
         logits = predict(validation_photos, plan.validation.rows)
         auc = roc_auc(np.isin(validation_labels, plan.malignant), malignancy(logits, plan.malignant))
@@ -160,6 +162,8 @@ def train_worker(config: dict[str, Any]) -> None:
         if rank == 0:
             plan.report.put(record)
         _checkpoint(rank, model, optimizer, progress, best, record)
+        watchdog.beat()
+    watchdog.stop()
 
 
 def build_optimizer(settings: TrainSettings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
@@ -179,10 +183,11 @@ def build_optimizer(settings: TrainSettings, steps_per_epoch: int) -> keras.opti
 
 def _strategy(settings: TrainSettings) -> tf.distribute.Strategy:
     implementation = tf.distribute.experimental.CommunicationImplementation
+    # Without timeout_seconds: TensorFlow 2.21 keeps a sleeping thread for every collective until its timeout has passed,
+    # and BatchNorm alone makes over a hundred collectives a step. At 600 s, MobileNet's workers held 10,000 threads after
+    # two minutes and were aborted at 32,000, when the process could map no more stacks. `Watchdog` does this instead.
     options = tf.distribute.experimental.CommunicationOptions(
-        # Without a timeout a lost peer leaves the others waiting for ever.
-        timeout_seconds=settings.collective_timeout_s,
-        implementation=implementation.NCCL if settings.gpus_per_worker else implementation.RING,
+        implementation=implementation.NCCL if settings.gpus_per_worker else implementation.RING
     )
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
@@ -209,7 +214,7 @@ def _train_step(
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
         return loss
 
-    @tf.function
+    @tf.function  # type: ignore[untyped-decorator]
     def step_of_all(pixels: Any, labels: Any, step: tf.Tensor) -> tf.Tensor:
         losses = strategy.run(replica_step, args=(pixels, labels, step))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
@@ -231,7 +236,9 @@ def _per_replica(strategy: tf.distribute.Strategy, values: npt.NDArray[Any], loc
     )
 
 
-def _run_epoch(train_step: Callable[[Batch, int], tf.Tensor], batches: Iterator[Batch], first_step: int) -> tuple[float, float]:
+def _run_epoch(
+    train_step: Callable[[Batch, int], tf.Tensor], batches: Iterator[Batch], first_step: int, watchdog: Watchdog
+) -> tuple[float, float]:
     """Runs every step of an epoch: the mean loss, and the seconds that steps waited for photos."""
     losses = []
     waited_s = 0.0
@@ -239,6 +246,7 @@ def _run_epoch(train_step: Callable[[Batch, int], tf.Tensor], batches: Iterator[
     for offset, batch in enumerate(batches):
         waited_s += time.monotonic() - asked
         losses.append(train_step(batch, first_step + offset))
+        watchdog.beat()
         asked = time.monotonic()
     return float(np.mean([loss.numpy() for loss in losses])), waited_s
 
@@ -250,11 +258,11 @@ def _distributed_predict(
     size = settings.preprocessing.image_size_px
     batch_size = settings.global_batch_size // num_workers
 
-    @tf.function(input_signature=[tf.TensorSpec((batch_size, size, size, 3), tf.uint8)])
+    @tf.function(input_signature=[tf.TensorSpec((batch_size, size, size, 3), tf.uint8)])  # type: ignore[untyped-decorator]
     def forward(pixels: tf.Tensor) -> tf.Tensor:
         return model(pixels, training=False)
 
-    @tf.function
+    @tf.function  # type: ignore[untyped-decorator]
     def sum_over_workers(values: Any) -> tf.Tensor:
         return strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
@@ -267,8 +275,9 @@ def _distributed_predict(
             logits[rows] = forward(tf.constant(photos.read(padded))).numpy()[: len(rows)]
         # Each row is zero on all workers but one, so the sum is that one's value, exactly.
         local_replicas = max(1, settings.gpus_per_worker)
+        nothing = np.zeros_like(logits)
         whole: Any = strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(logits if context.replica_id_in_sync_group % local_replicas == 0 else np.zeros_like(logits))
+            lambda context: tf.constant(logits if context.replica_id_in_sync_group % local_replicas == 0 else nothing)
         )
         return np.asarray(sum_over_workers(whole))
 
@@ -277,10 +286,11 @@ def _distributed_predict(
 
 def malignancy(logits: npt.NDArray[np.float32], malignant: tuple[int, ...]) -> npt.NDArray[np.float64]:
     """The summed softmax probability of the malignant classes, float64 [N]."""
-    return scipy.special.softmax(logits.astype(np.float64), axis=1)[:, list(malignant)].sum(axis=1)
+    probabilities = scipy.special.softmax(logits.astype(np.float64), axis=1)
+    return np.asarray(probabilities[:, list(malignant)].sum(axis=1))
 
 
-def cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
+def cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> float:
     """The mean negative log-likelihood of the labels, in nats."""
     return -float(scipy.special.log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
 

@@ -1,0 +1,207 @@
+"""What this machine can do, what this pipeline does, and what the script that a Keras user would write does, in one run.
+
+Single rates mean little on a shared machine, so the rates are taken in turn, several times, and the medians and their
+ratios are what to quote. Every measurement runs in a process of its own.
+
+    decode    decode and resize on all cores, nothing else running
+    forward   the classifier on decoded photos, all cores, nothing else running
+    ceiling   both sharing the cores: 1 / (1 / decode + 1 / forward); no pipeline on these cores can be faster
+    keras     tf.data, `model.predict` in float32, pandas to Parquet: one process, all cores
+    pipeline  `skinray score`, over the second half of its photos, when every stage is busy; start-up is stated apart
+"""
+
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from skinray import storage
+from skinray.bundle import Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
+from skinray.config import BenchmarkSettings, ClassifySettings, ModelSettings
+from skinray.errors import StorageError
+from skinray.images import Preprocessing, decode_photo
+from skinray.photos import list_photos
+from skinray.scoring import write_predictions
+from skinray.synthetic import draw_dataset
+from skinray.telemetry import say
+
+
+def run_benchmark(settings: BenchmarkSettings) -> int:
+    """Measures, prints a table and, when asked, writes the figures as JSON.
+
+    Returns:
+        0.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        photos = _photos(settings, folder / "photos")
+        bundle_uri = _random_bundle(settings, folder / "bundle")
+        figures = benchmark_score(settings, photos, bundle_uri, folder)
+    print(_table(settings, figures))
+    if settings.json_file:
+        storage.write_json(settings.json_file, figures)
+    return 0
+
+
+def benchmark_score(settings: BenchmarkSettings, photos: Path, bundle_uri: str, folder: Path) -> dict[str, Any]:
+    """Takes every rate in turn, `rounds` times.
+
+    Args:
+        settings: How many photos, which network.
+        photos: Folder of JPEG files.
+        bundle_uri: What classifies them.
+        folder: For what the runs write.
+
+    Returns:
+        Medians in images a second, their ratios, and every single reading under `readings`.
+    """
+    paths = [str(path) for path in sorted(photos.iterdir())]
+    cores = int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]
+    size, batch = settings.image_size_px, settings.batch_size
+    numbers = itertools.count()
+    start_ups: list[float] = []
+
+    def alone(measure: Callable[..., float], *arguments: Any) -> float:
+        # max_calls: a fresh process every time, because TensorFlow's threads are set once a process.
+        task = ray.remote(num_cpus=cores, max_calls=1)(measure)
+        rate: float = ray.get(task.remote(*arguments))
+        return rate
+
+    def pipeline() -> float:
+        classify = ClassifySettings(batch_size=batch)
+        listing = list_photos(str(photos), max(batch, min(256, settings.photos // 16)), "path")
+        summary, _ = write_predictions(load_bundle(bundle_uri), listing, classify, str(folder / f"run{next(numbers)}"))
+        start_ups.append(summary.start_up_seconds)
+        return summary.steady_rows_per_second
+
+    measures: dict[str, Callable[[], float]] = {
+        "decode": lambda: _decode_rate(paths, size, cores),
+        "forward": lambda: alone(_forward_rate, bundle_uri, size, batch, cores, settings.photos),
+        "keras": lambda: alone(_keras_rate, bundle_uri, paths, size, batch, str(folder / "keras.parquet")),
+        "pipeline": pipeline,
+    }
+    readings: dict[str, list[float]] = {name: [] for name in measures}
+    for number in range(settings.rounds):
+        for name, measure in measures.items():
+            readings[name].append(measure())
+            say(f"round {number + 1} of {settings.rounds}: {name} {readings[name][-1]:.1f} images/s")
+    median = {name: statistics.median(values) for name, values in readings.items()}
+    ceilings = [1 / (1 / decode + 1 / forward) for decode, forward in zip(readings["decode"], readings["forward"], strict=True)]
+    # Round by round, because a machine that slows down slows all of them.
+    rounds = list(zip(readings["pipeline"], ceilings, readings["keras"], strict=True))
+    return {
+        "decode_images_per_s": median["decode"],
+        "forward_images_per_s": median["forward"],
+        "ceiling_images_per_s": statistics.median(ceilings),
+        "keras_images_per_s": median["keras"],
+        "pipeline_images_per_s": median["pipeline"],
+        "ratio_to_ceiling": statistics.median(pipeline / ceiling for pipeline, ceiling, _ in rounds),
+        "ratio_to_keras": statistics.median(pipeline / keras for pipeline, _, keras in rounds),
+        "start_up_s": statistics.median(start_ups),
+        "cores": cores,
+        "readings": readings,
+        "settings": settings.recorded(),
+    }
+
+
+def _photos(settings: BenchmarkSettings, folder: Path) -> Path:
+    if settings.input is None:
+        say(f"drawing {settings.photos} photos")
+        draw_dataset(folder, settings.photos, seed=0, workers=os.cpu_count() or 1)
+        return folder / "images"
+    found = [path for path in storage.list_files(settings.input) if path.lower().endswith((".jpg", ".jpeg"))]
+    if not found:
+        raise StorageError(f"{settings.input} holds no JPEG photos")
+    folder.mkdir(parents=True)
+    for number, path in zip(range(settings.photos), itertools.cycle(found)):
+        (folder / f"{number:07d}.jpg").write_bytes(storage.read_bytes(storage.join(settings.input, path)))
+    return folder
+
+
+def _random_bundle(settings: BenchmarkSettings, folder: Path) -> str:
+    from skinray.model import build_model, with_probabilities
+
+    preprocessing = Preprocessing(image_size_px=settings.image_size_px)
+    model = build_model(ModelSettings(name=settings.model), settings.image_size_px, 2)
+    point = OperatingPoint(threshold=0.5, sensitivity=0.0, specificity=0.0, measured_on="nothing: random weights")
+    save_bundle(
+        str(folder),
+        with_probabilities(model),
+        preprocessing,
+        Labels(codes=("benign", "malignant"), malignant=("malignant",)),
+        OperatingPoints(default="none", points={"none": point}),
+        {"network": settings.model, "note": "random weights, for measuring speed"},
+        "Random weights, for measuring speed.",
+    )
+    return str(folder)
+
+
+def _decode_rate(paths: list[str], size_px: int, cores: int) -> float:
+    task = ray.remote(num_cpus=1)(_decode_all)
+    parts = [paths[number::cores] for number in range(cores)]
+    ray.get([task.remote(part[:4], size_px) for part in parts])  # starts the processes and their imports
+    # The slowest part bounds them all; each measures itself, without the scheduling around it.
+    return len(paths) / max(ray.get([task.remote(part, size_px) for part in parts]))
+
+
+def _decode_all(paths: list[str], size_px: int) -> float:
+    preprocessing = Preprocessing(image_size_px=size_px)
+    started = time.perf_counter()
+    for path in paths:
+        decode_photo(Path(path).read_bytes(), preprocessing)
+    return time.perf_counter() - started
+
+
+def _forward_rate(bundle_uri: str, size_px: int, batch_size: int, cores: int, photos: int) -> float:
+    from skinray.classifier import Classifier, use_threads
+
+    use_threads(cores)
+    classifier = Classifier(load_bundle(bundle_uri), batch_size)
+    pixels = np.random.default_rng(0).integers(0, 256, (batch_size, size_px, size_px, 3), dtype=np.uint8)
+    classifier.probabilities(pixels)
+    batches = max(2, photos // batch_size)
+    started = time.perf_counter()
+    for _ in range(batches):
+        classifier.probabilities(pixels)
+    return batches * batch_size / (time.perf_counter() - started)
+
+
+def _keras_rate(bundle_uri: str, paths: list[str], size_px: int, batch_size: int, output: str) -> float:
+    """The script that a Keras user would write, from the second batch on: its start-up is not counted either."""
+    import pandas as pd
+    import tensorflow as tf
+
+    model = load_bundle(bundle_uri).load_model()
+
+    def read(path: Any) -> Any:
+        photo = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        return tf.cast(tf.image.resize(photo, (size_px, size_px)), tf.uint8)
+
+    def dataset(files: list[str]) -> Any:
+        return tf.data.Dataset.from_tensor_slices(files).map(read, tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+    model.predict(dataset(paths[:batch_size]), verbose=0)
+    started = time.perf_counter()
+    probabilities = model.predict(dataset(paths), verbose=0)
+    pd.DataFrame({"path": paths, "benign": probabilities[:, 0], "malignant": probabilities[:, 1]}).to_parquet(output)
+    return len(paths) / (time.perf_counter() - started)
+
+
+def _table(settings: BenchmarkSettings, figures: dict[str, Any]) -> str:
+    rows = [(name, figures[f"{name}_images_per_s"]) for name in ("decode", "forward", "ceiling", "keras", "pipeline")]
+    what = f"{settings.model} at {settings.image_size_px}, {settings.photos} photos, {figures['cores']} cores"
+    lines = [f"{what}, median of {settings.rounds}"]
+    lines += [f"  {name:<9} {rate:>9.1f} images/s" for name, rate in rows]
+    lines += [
+        f"  pipeline / ceiling {figures['ratio_to_ceiling']:.2f}",
+        f"  pipeline / keras   {figures['ratio_to_keras']:.2f}",
+        f"  start-up {figures['start_up_s']:.1f} s to the first block",
+    ]
+    return "\n".join(lines)
