@@ -97,14 +97,20 @@ def _overview() -> str:
 def ray_session() -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names (as it does inside a submitted job), or starts one on this machine.
 
-    A cluster of our own listens on 127.0.0.1 only and ends with the command.
+    A cluster of our own listens on 127.0.0.1 only and ends with the command. One that this process has joined already is
+    used and left running.
     """
     import ray
     import ray.data
 
+    if ray.is_initialized():
+        yield
+        return
     joining = "RAY_ADDRESS" in os.environ
     own: dict[str, Any] = {} if joining else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     # Progress is said by the driver; the workers' own output stays in Ray's logs, where it can be looked up.
+    # It says at every start that it made a token, which is as it should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)

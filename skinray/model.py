@@ -36,8 +36,13 @@ def build_model(settings: ModelSettings, image_size_px: int, num_classes: int) -
     features = from_scratch(inputs) if from_scratch else _pretrained(settings, inputs)
     if settings.dropout:
         features = keras.layers.Dropout(settings.dropout, name="dropout")(features)
-    logits = keras.layers.Dense(num_classes, dtype="float32", name=LOGITS_LAYER)(features)
+    logits = keras.layers.Dense(num_classes, dtype=_head_dtype(), name=LOGITS_LAYER)(features)
     return keras.Model(inputs, logits, name=settings.name)
+
+
+def _head_dtype() -> str:
+    """The last layer's: float32 under every policy, because half precision makes scores coarse; float64 when all is."""
+    return "float64" if keras.config.dtype_policy().compute_dtype == "float64" else "float32"
 
 
 def with_probabilities(model: keras.Model) -> keras.Model:
@@ -135,9 +140,10 @@ def _convolution(features: Any, filters: int, kernel: int, name: str, stride: in
 
 
 def _cnn_sequential(inputs: Any) -> Any:
-    """Four blocks of convolution and pooling, one after the other."""
+    """Four convolutions that halve the size one after the other, the first by its stride and the others by pooling."""
     features = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="normalise")(inputs)
-    for number, filters in enumerate((16, 32, 64, 96), start=1):
+    features = _convolution(features, 16, 3, "block1", stride=2)
+    for number, filters in enumerate((32, 64, 96), start=2):
         features = _convolution(features, filters, 3, f"block{number}")
         features = keras.layers.MaxPooling2D(name=f"block{number}_pool")(features)
     return keras.layers.GlobalAveragePooling2D(name="pool")(features)

@@ -9,11 +9,11 @@ Benign and malignant differ only in what a dermatologist looks at, the A, B and 
 * border: notched and streaked instead of smooth;
 * colour: dark, light, red and blue-grey patches lie about instead of one hue in concentric shades.
 
-Each of the three follows a *severity* drawn once a lesion, from a unit normal around `-SEVERITY_GAP / 2`
-(benign) or `+SEVERITY_GAP / 2` (malignant), blurred once more for each sign on its own. The classes overlap
-on purpose: the severity itself separates them with an ROC-AUC of Phi(SEVERITY_GAP / sqrt 2) = 0.983, the
-three signs together with 0.980, one sign alone with 0.973. A model that scores higher on a large test set is
-reading something it should not.
+Each of the three follows a *severity* drawn once a lesion, from the middle 96 % of a unit normal around
+`-SEVERITY_GAP / 2` (benign) or `+SEVERITY_GAP / 2` (malignant), blurred once more for each sign on its own.
+The classes overlap on purpose: over a million lesions a class, the severity itself separates them with an
+ROC-AUC of 0.992, the three signs together with 0.988, one sign alone with 0.981. A model that scores higher
+on a large test set is reading something it should not.
 
 Everything else is independent of the label: the lesion's area, its mean colour (patches are balanced around
 it), its contrast and fine texture, skin, light, pose, hair, gel bubbles, rulers, vignettes, blur, noise, the
@@ -49,7 +49,7 @@ MALIGNANT_SHARE = 0.3
 """The share of the lesions that is malignant."""
 
 SEVERITY_GAP = 2.9
-"""The distance between the classes' mean severities, in standard deviations of either."""
+"""The distance between the classes' mean severities."""
 
 METADATA_COLUMNS = ("image_id", "lesion_id", "patient_id", "label", "age", "sex", "site")
 
@@ -74,9 +74,11 @@ SITES = (
 BROKEN_KINDS = ("truncated", "empty", "text", "header_only", "zeros")
 """The ways `break_file` knows to spoil a photo."""
 
-# Cut off either end of a class's severities: a few wildly misleading lesions would decide the AUC of a small test set.
+# Cut off either end of a class's severities: a few wildly misleading lesions would decide the AUC of a small
+# test set.
 _SEVERITY_TAIL = 0.02
-_SIGN_BLUR = 0.45  # standard deviation of each sign around the severity
+# Standard deviation of each sign around the severity.
+_SIGN_BLUR = 0.45
 _JPEG_QUALITY = 88
 
 # Drawing happens at half size and is enlarged: four times faster, and real dermoscopic photos are no sharper.
@@ -150,9 +152,7 @@ def draw_dataset(output: Path, photos: int, seed: int, workers: int = 1) -> None
     expected = {f"{image_id}.jpg" for plan in plans for image_id in plan.photo_seeds}
     strangers = sorted(path.name for path in images.iterdir() if path.name not in expected)
     if strangers:
-        raise FileExistsError(
-            f"{images} already holds {len(strangers)} other files, such as {strangers[0]}; choose an empty folder"
-        )
+        raise FileExistsError(f"{images} already holds {len(strangers)} other files, such as {strangers[0]}; use an empty folder")
     draw = functools.partial(_write_photos, images)
     if workers == 1:
         for plan in plans:
@@ -172,7 +172,7 @@ def draw_lesion(
     """Draws one photo of one lesion.
 
     Args:
-        severity: How suspicious the lesion looks: around -1.5 if benign, +1.5 if malignant, 0 undecided.
+        severity: How suspicious the lesion looks: around -1.45 if benign, +1.45 if malignant, 0 undecided.
         patient_seed: Decides the skin.
         lesion_seed: Decides the lesion itself: shape, colours, size.
         photo_seed: Decides this photo of it: pose, zoom, light, hair, vignette, noise.
@@ -272,7 +272,7 @@ def _severities(lesions: int, rng: np.random.Generator) -> tuple[NDArray[np.bool
     severities = np.empty(lesions)
     for members, mean in ((malignant, SEVERITY_GAP / 2), (~malignant, -SEVERITY_GAP / 2)):
         count = int(members.sum())
-        # One draw from each of `count` equally likely slices, so that a small data set overlaps as a large one.
+        # One draw from each of `count` equally likely slices: small data sets overlap like large ones.
         slices = (rng.permutation(count) + rng.random(count)) / max(count, 1)
         shares = _SEVERITY_TAIL + (1 - 2 * _SEVERITY_TAIL) * slices
         severities[members] = [NormalDist(mean).inv_cdf(share) for share in shares]

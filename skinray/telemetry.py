@@ -58,6 +58,22 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def import_tensorflow() -> None:
+    """Imports TensorFlow in the driver without the lines that it writes to stderr before its log level counts."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # the search for GPUs has its say here
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
 def quiet_libraries() -> None:
     """Sets the environment variables that keep TensorFlow's and Ray's start-up chatter out of the log.
 

@@ -33,7 +33,7 @@ from skinray.metrics import binary_figures, threshold_for_sensitivity, threshold
 from skinray.photos import cache_photos, list_shards
 from skinray.reports import training_card
 from skinray.shards import PreparedDataset, open_dataset
-from skinray.telemetry import say
+from skinray.telemetry import import_tensorflow, say
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,15 @@ def train(settings: TrainSettings) -> TrainedModel:
     dataset = open_dataset(settings.data)
     _check_trainable(dataset, settings)
     initial_weights = _initial_weights(settings, len(dataset.manifest.classes))
-    storage.claim_folder(settings.output, "training", _identity(settings, dataset))
+    storage.claim_folder(settings.output, "training", run_identity(settings, dataset))
     checkpoint = _fit(settings, dataset, initial_weights)
     trained = _export(settings, dataset, checkpoint)
-    manifest = {"kind": "skinray-training", "schema_version": 1, "identity": _identity(settings, dataset), **trained.__dict__}
+    manifest = {"kind": "skinray-training", "schema_version": 1, "identity": run_identity(settings, dataset), **trained.__dict__}
     storage.publish_folder(storage.normalize(settings.output), manifest)
     return trained
 
 
-def _identity(settings: TrainSettings, dataset: PreparedDataset) -> dict[str, Any]:
+def run_identity(settings: TrainSettings, dataset: PreparedDataset) -> dict[str, Any]:
     """What makes two runs the same run: the settings that change the result, and the data."""
     recorded = settings.recorded()
     for steering in ("output", "max_failures", "collective_timeout_s"):
@@ -98,7 +98,7 @@ def _finished(settings: TrainSettings) -> TrainedModel | None:
     if not storage.exists(manifest_uri):
         return None
     manifest = storage.read_json(manifest_uri)
-    if manifest.get("identity") != json.loads(json.dumps(_identity(settings, open_dataset(settings.data)))):
+    if manifest.get("identity") != json.loads(json.dumps(run_identity(settings, open_dataset(settings.data)))):
         return None  # claim_folder will refuse it with the right words
     return TrainedModel(**{name: manifest[name] for name in TrainedModel.__dataclass_fields__})
 
@@ -119,6 +119,7 @@ def _check_trainable(dataset: PreparedDataset, settings: TrainSettings) -> None:
 
 def _initial_weights(settings: TrainSettings, num_classes: int) -> list[npt.NDArray[Any]]:
     """Random weights with the backbone's pretrained ones in place; made once, so that every worker starts alike."""
+    import_tensorflow()
     import keras
 
     from skinray.model import build_model, load_backbone_weights

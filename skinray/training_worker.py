@@ -120,6 +120,7 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     watchdog = Watchdog(settings.collective_timeout_s, abort_collectives)
+    keras.config.set_dtype_policy(settings.precision)
     with strategy.scope():
         keras.utils.set_random_seed(settings.seed)
         model = build_model(settings.model, settings.preprocessing.image_size_px, len(plan.classes))
@@ -200,14 +201,15 @@ def _train_step(
     with strategy.scope():
         augment = Augmentation(settings.augmentation)
     loss_of = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing, reduction=None)
-    class_weight = tf.constant(plan.class_weight, tf.float32)
+    class_weight = tf.constant(plan.class_weight, settings.precision)
     local_replicas = max(1, settings.gpus_per_worker)
 
     def replica_step(pixels: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         photos = augment(pixels, tf.stack([settings.seed, step, replica]))
         with tf.GradientTape() as tape:
-            losses = loss_of(tf.one_hot(labels, len(plan.classes)), model(photos, training=True))
+            logits = model(photos, training=True)
+            losses = loss_of(tf.one_hot(labels, len(plan.classes), dtype=logits.dtype), logits)
             loss = tf.nn.compute_average_loss(
                 losses, sample_weight=tf.gather(class_weight, labels), global_batch_size=settings.global_batch_size
             )

@@ -1,0 +1,146 @@
+"""What several test modules share: a bucket on this machine and the real photos."""
+
+import os
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from skinray.config import TrainSettings
+    from skinray.shards import PreparedDataset
+    from skinray.training import TrainedModel
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The URL of an S3 server on 127.0.0.1.
+
+    The process's own environment points at it until the session ends, so that processes started meanwhile (Ray's) find it too.
+    """
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        # s3fs keeps its instances, with the endpoint and the credentials that they were made with.
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield endpoint
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: str) -> str:
+    """The s3:// URI of a new, empty bucket."""
+    import s3fs
+
+    name = f"test-{uuid.uuid4().hex}"
+    s3fs.S3FileSystem(use_listings_cache=False).mkdir(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real photos that SKINRAY_TEST_DATA names."""
+    folder = os.environ.get("SKINRAY_TEST_DATA")
+    if not folder:
+        pytest.skip("needs the real photos: set SKINRAY_TEST_DATA to their folder")
+    if not (Path(folder) / "ham10000").is_dir():
+        pytest.skip(f"needs the real photos: SKINRAY_TEST_DATA={folder} has no ham10000 folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_endpoint: str) -> Iterator[None]:
+    """A local Ray that all tests share; its processes find the S3 server too, through the environment they inherit."""
+    from skinray import telemetry
+
+    telemetry.quiet_libraries()
+    import ray
+    import ray.data
+
+    # A short path, because Ray puts Unix sockets below it and their paths must stay under 108 characters.
+    folder = tempfile.mkdtemp(prefix="skinray-")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, at start
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=1_000_000_000,
+        )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def drawn_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic data set of 240 photos in the layout that `prepare --catalog synthetic` reads."""
+    from skinray.synthetic import draw_dataset
+
+    folder = tmp_path_factory.mktemp("drawn") / "photos"
+    draw_dataset(folder, 240, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(ray_cluster: None, drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> "PreparedDataset":
+    """The drawn photos as shards."""
+    from skinray.config import PrepareSettings
+    from skinray.shards import prepare_dataset
+
+    output = tmp_path_factory.mktemp("prepared") / "dataset"
+    return prepare_dataset(
+        PrepareSettings(
+            catalog="synthetic", source=str(drawn_photos), output=str(output), validation_fraction=0.2, rows_per_shard=50
+        )
+    )
+
+
+def toy_settings(data: str, output: Path, **changes: Any) -> "TrainSettings":
+    """Settings of a training run that takes seconds: the sequential CNN on photos of 48 pixels."""
+    from skinray.config import AugmentationSettings, ModelSettings, TrainSettings
+    from skinray.images import Preprocessing
+
+    return TrainSettings(
+        **{
+            "data": data,
+            "output": str(output),
+            "model": ModelSettings(name="cnn_sequential", dropout=0.0),
+            "preprocessing": Preprocessing(image_size_px=48),
+            "augmentation": AugmentationSettings(flip=False, rotation_turns=0, zoom=0, brightness=0, contrast=0),
+            "epochs": 2,
+            "global_batch_size": 16,
+            "learning_rate": 3e-3,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: "PreparedDataset", tmp_path_factory: pytest.TempPathFactory) -> "TrainedModel":
+    """A model that two workers trained for two short epochs."""
+    from skinray.training import train
+
+    return train(toy_settings(prepared.uri, tmp_path_factory.mktemp("trained") / "run"))
