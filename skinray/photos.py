@@ -32,6 +32,10 @@ from skinray.images import SUFFIXES, Preprocessing, decode_photo
 from skinray.shards import ROWS_PER_GROUP, SPLITS, PreparedDataset, is_dataset, open_dataset
 from skinray.telemetry import Progress
 
+# A hair less than a core, so that one decode task a core and an actor fit on every machine, even one with a single core;
+# asking for another share than the actor also keeps Ray from fusing the two.
+DECODE_CPUS = 0.95
+
 Block = dict[str, npt.NDArray[Any]]
 
 
@@ -102,7 +106,7 @@ def decoded_photos(listing: Listing, preprocessing: Preprocessing) -> ray.data.D
     """
     read = _read_row_groups if listing.from_shards else _read_files
     decode = functools.partial(_read_and_decode, read=read, preprocessing=preprocessing)
-    return ray.data.from_arrow(listing.blocks).map_batches(decode, batch_size=None, batch_format="pyarrow")
+    return ray.data.from_arrow(listing.blocks).map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
 
 
 @dataclass(frozen=True)

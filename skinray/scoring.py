@@ -27,7 +27,7 @@ from skinray.bundle import Bundle, load_bundle
 from skinray.classifier import Classifier, use_threads
 from skinray.config import ClassifySettings, ScoreSettings
 from skinray.errors import ScoringError
-from skinray.photos import Block, Listing, decoded_photos, list_photos
+from skinray.photos import DECODE_CPUS, Block, Listing, decoded_photos, list_photos
 from skinray.predictions import prediction_rows
 from skinray.telemetry import Progress
 
@@ -171,10 +171,9 @@ def classified_blocks(bundle: Bundle, listing: Listing, settings: ClassifySettin
         batch_size=None,
         batch_format="numpy",
         compute=ActorPoolStrategy(size=actors),
-        # 0, not its threads: the forward pass and the decode tasks share the cores, and the operating system divides them
-        # better than a fixed share does. It also keeps Ray from fusing the decode into the actor.
-        num_cpus=0,
-        scheduling_strategy="SPREAD",
+        # Next to nothing, not its threads: the forward pass and the decode tasks share the cores, and the operating system
+        # divides them better than fixed shares do. Not 0: a head that is to run no work (num-cpus 0) must not get it.
+        num_cpus=1 - DECODE_CPUS,
         num_gpus=settings.gpus_per_actor or None,
         fn_constructor_kwargs={
             "bundle_uri": bundle.uri,

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import tempfile
 import uuid
 import warnings
@@ -144,3 +145,10 @@ def trained(prepared: "PreparedDataset", tmp_path_factory: pytest.TempPathFactor
     from skinray.training import train
 
     return train(toy_settings(prepared.uri, tmp_path_factory.mktemp("trained") / "run"))
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,142 @@
+import datetime
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+from ray import serve
+
+from skinray import storage
+from skinray.bundle import load_bundle
+from skinray.config import EvaluateSettings, ScoreSettings, ServeSettings
+from skinray.errors import OutputExistsError
+from skinray.evaluation import evaluate
+from skinray.scoring import score_archive
+from skinray.serving import start_serving
+from skinray.shards import PreparedDataset
+from skinray.training import TrainedModel
+from tests.conftest import free_port
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def evaluation(trained: TrainedModel, prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("evaluation") / "out"
+    evaluate(EvaluateSettings(bundle=trained.bundle_uri, data=prepared.uri, output=str(output)))
+    return output
+
+
+@pytest.fixture(scope="module")
+def served(trained: TrainedModel) -> Iterator[str]:
+    yield start_serving(ServeSettings(bundle=trained.bundle_uri, port=free_port()))
+    serve.shutdown()
+
+
+def post(url: str, body: bytes, content_type: str = "application/octet-stream") -> tuple[int, dict[str, Any], dict[str, str]]:
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type}, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response), dict(response.headers)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error), dict(error.headers)
+
+
+def rows_of(evaluation: Path) -> pd.DataFrame:
+    return pd.read_parquet(evaluation / "predictions")
+
+
+def test_evaluate_score_and_serve_give_the_same_probabilities(
+    evaluation: Path, served: str, trained: TrainedModel, prepared: PreparedDataset, drawn_photos: Path, tmp_path: Path
+) -> None:
+    evaluated = rows_of(evaluation).set_index("image_id")
+    assert len(evaluated) == prepared.rows("test")
+    settings = ScoreSettings(
+        bundle=trained.bundle_uri, input=str(drawn_photos), output=str(tmp_path), image_id="stem", batch_size=5
+    )
+    scored = pd.read_parquet(score_archive(settings, datetime.datetime.now(datetime.UTC)).uri).set_index("image_id")
+    columns = [f"prob_{code}" for code in load_bundle(trained.bundle_uri).labels.codes]
+    difference = (evaluated[columns] - scored.loc[evaluated.index, columns]).abs().to_numpy().max()
+    assert difference <= 1e-5
+    for image_id in evaluated.index[:10]:
+        status, answer, _ = post(f"{served}v1/predict", (drawn_photos / "images" / f"{image_id}.jpg").read_bytes())
+        assert status == 200
+        assert answer["model_id"] == trained.model_id
+        assert answer["image_sha256"] == evaluated.loc[image_id, "image_sha256"]
+        assert answer["flagged"] == evaluated.loc[image_id, "flagged"]
+        assert max(abs(answer[name] - evaluated.loc[image_id, name]) for name in columns) <= 1e-5
+
+
+def test_the_figures_are_scikit_learns_on_the_predictions_written(evaluation: Path) -> None:
+    metrics = storage.read_json(str(evaluation / "metrics.json"))
+    rows = rows_of(evaluation)
+    positive, flagged = rows["label"] == "malignant", rows["flagged"].astype(bool)
+    assert metrics["roc_auc"] == pytest.approx(sklearn.metrics.roc_auc_score(positive, rows["malignancy_score"]))
+    assert metrics["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(positive, flagged))
+    assert metrics["precision"] == pytest.approx(sklearn.metrics.precision_score(positive, flagged))
+    assert metrics["recall"] == pytest.approx(sklearn.metrics.recall_score(positive, flagged))
+    assert metrics["f1"] == pytest.approx(sklearn.metrics.f1_score(positive, flagged))
+    matrix = np.array(metrics["confusion_matrix"]["rows_true_columns_predicted"])
+    assert matrix.tolist() == sklearn.metrics.confusion_matrix(positive, flagged).tolist()
+
+
+def test_an_evaluation_leaves_plots_and_says_what_it_measured(
+    evaluation: Path, trained: TrainedModel, prepared: PreparedDataset
+) -> None:
+    for name in ("roc.png", "confusion_matrix.png"):
+        assert (evaluation / name).read_bytes().startswith(b"\x89PNG")
+    metrics = storage.read_json(str(evaluation / "metrics.json"))
+    assert (metrics["model_id"], metrics["dataset_sha256"]) == (trained.model_id, prepared.sha256)
+    assert "not a medical device" in metrics["notice"]
+    with pytest.raises(OutputExistsError):
+        evaluate(EvaluateSettings(bundle=trained.bundle_uri, data=prepared.uri, output=str(evaluation)))
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "code"),
+    [
+        (b"", "application/octet-stream", 400, "empty"),
+        (b"GIF? no, text", "image/gif", 415, "not_an_image"),
+        (b"\xff\xd8\xff\xe0 cut", "image/jpeg", 422, "truncated"),
+        (b"\0" * 20_000_001, "application/octet-stream", 413, "too_large"),
+        (b"no boundary", "multipart/form-data", 400, "bad_form"),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n',
+            "multipart/form-data; boundary=x",
+            400,
+            "bad_form",
+        ),
+    ],
+    ids=["empty", "text", "cut", "large", "no-boundary", "no-file"],
+)
+def test_a_bad_request_is_a_problem_that_says_what_is_wrong(
+    served: str, body: bytes, content_type: str, status: int, code: str
+) -> None:
+    answered, problem, headers = post(f"{served}v1/predict", body, content_type)
+    assert (answered, problem["status"], problem["error_code"]) == (status, status, code)
+    assert headers["content-type"] == "application/problem+json"
+
+
+def test_a_photo_in_a_form_is_the_same_photo(served: str, drawn_photos: Path) -> None:
+    photo = min((drawn_photos / "images").iterdir()).read_bytes()
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+    _, as_form, _ = post(f"{served}v1/predict", head + photo + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")
+    _, as_body, _ = post(f"{served}v1/predict", photo)
+    assert as_form == as_body
+
+
+def test_the_page_names_the_model_and_says_it_is_not_a_medical_device(served: str, trained: TrainedModel) -> None:
+    with urllib.request.urlopen(served, timeout=30) as response:
+        page = response.read().decode()
+    assert trained.model_id in page
+    assert "not a medical device" in page
+    assert "{{" not in page
+    with urllib.request.urlopen(f"{served}v1/model", timeout=30) as response:
+        assert json.load(response)["labels"]["malignant"] == ["malignant"]

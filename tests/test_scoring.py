@@ -1,0 +1,109 @@
+import datetime
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from skinray import storage
+from skinray.cli import main
+from skinray.config import ScoreSettings
+from skinray.errors import BundleError, OutputExistsError, StorageError
+from skinray.scoring import score_archive
+from skinray.shards import PreparedDataset
+from skinray.synthetic import BROKEN_KINDS, break_file
+from skinray.training import TrainedModel
+
+pytestmark = pytest.mark.ray
+
+NOW = datetime.datetime(2026, 11, 21, 2, 0, tzinfo=datetime.UTC)
+
+
+@pytest.fixture(scope="module")
+def archive(drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 photos in two folders, one of each broken kind among them, and a file that is no photo."""
+    folder = tmp_path_factory.mktemp("archive")
+    paths = sorted((drawn_photos / "images").iterdir())[:60]
+    for number, path in enumerate(paths):
+        target = folder / f"visit {number % 2}" / path.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    for kind, path in zip(BROKEN_KINDS, sorted(folder.rglob("*.jpg"))[::9], strict=False):
+        path.write_bytes(break_file(path.read_bytes(), kind))
+    (folder / "notes.txt").write_text("not a photo and not an input")
+    return folder
+
+
+def settings_for(trained: TrainedModel, archive: Path, output: Path, **changes: object) -> ScoreSettings:
+    return ScoreSettings.model_validate(
+        {"bundle": trained.bundle_uri, "input": str(archive), "output": str(output), "rows_per_block": 16, **changes}
+    )
+
+
+def test_every_photo_is_exactly_one_row_and_the_broken_ones_say_why(trained: TrainedModel, archive: Path, tmp_path: Path) -> None:
+    summary = score_archive(settings_for(trained, archive, tmp_path), NOW)
+    rows = pd.read_parquet(summary.uri)
+    expected = {path.relative_to(archive).as_posix() for path in archive.rglob("*.jpg")}
+    assert len(rows) == 60
+    assert set(rows["image_id"]) == expected
+    assert rows["status"].value_counts().to_dict() == {"scored": 55, "failed": 5} == summary.statuses
+    failed, scored = rows[rows["status"] == "failed"], rows[rows["status"] == "scored"]
+    assert Counter(failed["error_code"]) == Counter(summary.errors)
+    assert set(failed["error_code"]) <= {"empty", "not_an_image", "truncated", "corrupt"}
+    assert failed["error_detail"].str.len().min() > 5
+    assert failed[["malignancy_score", "prob_benign", "prob_malignant"]].isna().all().all()
+    assert np.allclose(scored["prob_benign"] + scored["prob_malignant"], 1, atol=1e-6)
+    assert scored["error_code"].isna().all()
+    assert (scored["flagged"].astype(bool)).sum() == summary.flagged
+
+
+def test_the_manifest_is_written_last_and_names_files_that_hold_what_it_says(
+    trained: TrainedModel, archive: Path, tmp_path: Path
+) -> None:
+    summary = score_archive(settings_for(trained, archive, tmp_path, run_id="night"), NOW)
+    assert summary.uri == str(tmp_path / f"model_id={trained.model_id}" / "scored_date=2026-11-21" / "run_id=night")
+    manifest = storage.read_json(storage.join(summary.uri, storage.MANIFEST_NAME))
+    assert manifest["rows"] == 60 == sum(file["rows"] for file in manifest["files"])
+    for file in manifest["files"]:
+        assert storage.sha256_of(storage.read_bytes(storage.join(summary.uri, file["path"]))) == file["sha256"]
+    assert not (Path(summary.uri) / storage.INCOMPLETE_NAME).exists()
+    with pytest.raises(OutputExistsError, match="night"):
+        score_archive(settings_for(trained, archive, tmp_path, run_id="night"), NOW)
+
+
+def test_shards_and_the_loose_files_they_were_made_from_give_the_same_scores(
+    trained: TrainedModel, prepared: PreparedDataset, drawn_photos: Path, tmp_path: Path
+) -> None:
+    from_shards = pd.read_parquet(score_archive(settings_for(trained, Path(prepared.uri), tmp_path / "a"), NOW).uri)
+    loose = settings_for(trained, drawn_photos, tmp_path / "b", image_id="stem", batch_size=7, actors=2)
+    from_files = pd.read_parquet(score_archive(loose, NOW).uri)
+    both = from_shards.merge(from_files, on=["image_id", "image_sha256"])
+    assert len(both) == 240
+    assert np.abs(both["malignancy_score_x"] - both["malignancy_score_y"]).max() <= 1e-5
+
+
+def test_too_many_bad_photos_end_with_exit_code_3_and_still_publish(
+    trained: TrainedModel, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["score", "--bundle", trained.bundle_uri, "--input", str(archive), "--output", str(tmp_path)]
+    assert main([*common, "--run-id", "strict", "--max-bad-fraction", "0.05"]) == 3
+    assert "8.3% of the photos have no score" in capsys.readouterr().err
+    assert main([*common, "--run-id", "lenient", "--max-bad-fraction", "0.1"]) == 0
+    assert len(list(tmp_path.rglob(storage.MANIFEST_NAME))) == 2
+
+
+def test_a_changed_bundle_scores_nothing(trained: TrainedModel, archive: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained.bundle_uri, tmp_path / "bundle")
+    (tmp_path / "bundle" / "labels.json").write_text('{"codes": ["malignant", "benign"], "malignant": ["malignant"]}')
+    with pytest.raises(BundleError, match=r"labels\.json was changed"):
+        score_archive(settings_for(trained, archive, tmp_path / "out", bundle=str(tmp_path / "bundle")), NOW)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_without_photos_is_an_error(trained: TrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StorageError, match="holds no image files"):
+        score_archive(settings_for(trained, tmp_path / "empty", tmp_path / "out"), NOW)
+    assert not (tmp_path / "out").exists()
