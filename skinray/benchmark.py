@@ -30,7 +30,7 @@ from skinray.images import Preprocessing, decode_photo
 from skinray.photos import list_photos
 from skinray.scoring import write_predictions
 from skinray.synthetic import draw_dataset
-from skinray.telemetry import import_tensorflow, say
+from skinray.telemetry import say
 
 
 def run_benchmark(settings: BenchmarkSettings) -> int:
@@ -126,7 +126,6 @@ def _photos(settings: BenchmarkSettings, folder: Path) -> Path:
 
 
 def _random_bundle(settings: BenchmarkSettings, folder: Path) -> str:
-    import_tensorflow()
     from skinray.model import build_model, with_probabilities
 
     preprocessing = Preprocessing(image_size_px=settings.image_size_px)

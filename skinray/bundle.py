@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -67,6 +67,14 @@ class OperatingPoints(BaseModel):
 
     default: str
     points: dict[str, OperatingPoint]
+
+
+class _Metadata(BaseModel):
+    """What every `metadata.json` says, beside what the training added."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: Literal[1]
 
 
 @dataclass(frozen=True)
@@ -157,18 +165,16 @@ def load_bundle(uri: str) -> Bundle:
     if not isinstance(checksums, dict) or set(checksums) != set(FILES):
         raise BundleError(f"bundle {uri}: {CHECKSUMS} does not list exactly {', '.join(FILES)}; it was changed")
     model_id = _model_id(checksums)
-    folder = _local_copy(uri, model_id) if storage.is_remote(uri) else Path(storage.path_of(uri))
+    folder = _copies_folder(model_id) if storage.is_remote(uri) else Path(storage.path_of(uri))
+    if storage.is_remote(uri):
+        _fetch(uri, folder, checksums)
     for name, expected in checksums.items():
         if not (folder / name).is_file():
             raise BundleError(f"bundle {uri}: {name} is missing; copy the whole folder again")
         if _sha256(folder / name) != expected:
             raise BundleError(f"bundle {uri}: {name} was changed since it was written; copy it again from its source")
     try:
-        metadata = json.loads((folder / "metadata.json").read_bytes())
-        if metadata.get("schema_version") != SCHEMA_VERSION:
-            raise BundleError(
-                f"bundle {uri}: schema version {metadata.get('schema_version')}, this skinray reads {SCHEMA_VERSION}"
-            )
+        metadata = _Metadata.model_validate_json((folder / "metadata.json").read_bytes()).model_dump(mode="json")
         return Bundle(
             uri=storage.normalize(uri),
             folder=folder,
@@ -179,20 +185,23 @@ def load_bundle(uri: str) -> Bundle:
             metadata=metadata,
         )
     except ValidationError as error:
-        raise BundleError(f"bundle {uri}: {error.title} is of another version: {error.errors()[0]['msg']}") from error
+        raise BundleError(f"bundle {uri}: {error.title.strip('_')} is of another version: {error.errors()[0]['msg']}") from error
 
 
-def _local_copy(uri: str, model_id: str) -> Path:
-    folder = Path(tempfile.gettempdir()) / "skinray-bundles" / model_id
-    for name in FILES:
+def _copies_folder(model_id: str) -> Path:
+    return Path(tempfile.gettempdir()) / "skinray-bundles" / model_id
+
+
+def _fetch(uri: str, folder: Path, checksums: Mapping[str, str]) -> None:
+    """Copies what is not yet there, or not there unchanged; processes of one host share the copies."""
+    for name, expected in checksums.items():
         target = folder / name
-        if target.is_file():
-            continue  # another process of this host fetched it; its hash is checked like any other
+        if target.is_file() and _sha256(target) == expected:
+            continue
         try:
             storage.write_bytes(str(target), storage.read_bytes(storage.join(uri, name)))
         except StorageError as error:
-            raise BundleError(f"bundle {uri}: {name} cannot be read: {error}") from error
-    return folder
+            raise BundleError(f"bundle {uri}: {name} is missing or cannot be read: {error}") from error
 
 
 def _write_json(path: Path, value: Any) -> None:

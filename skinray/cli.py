@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    telemetry.quiet_libraries()
+    telemetry.set_library_defaults()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -106,8 +106,7 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    joining = "RAY_ADDRESS" in os.environ
-    own: dict[str, Any] = {} if joining else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    own: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     # Progress is said by the driver; the workers' own output stays in Ray's logs, where it can be looked up.
     # It says at every start that it made a token, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -146,6 +145,7 @@ def _prepare_dry(settings: PrepareSettings) -> list[str]:
 
 
 def _train(settings: TrainSettings) -> int:
+    telemetry.import_tensorflow()
     from skinray.training import train
 
     with ray_session():
@@ -237,6 +237,7 @@ def _serve_dry(settings: ServeSettings) -> list[str]:
 
 
 def _demo(settings: DemoSettings) -> int:
+    telemetry.import_tensorflow()
     from skinray.demo import run_demo
 
     with ray_session():
@@ -249,6 +250,7 @@ def _demo_dry(settings: DemoSettings) -> list[str]:
 
 
 def _benchmark(settings: BenchmarkSettings) -> int:
+    telemetry.import_tensorflow()
     from skinray.benchmark import run_benchmark
 
     with ray_session():

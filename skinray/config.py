@@ -26,7 +26,7 @@ SplitName = Literal["train", "validation", "test"]
 class Settings(BaseModel):
     """The base of all settings: immutable, and a key that nobody knows is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class VerbSettings(Settings):
@@ -270,22 +270,25 @@ def resolve(settings_type: type[AnySettings], verb: str, arguments: Sequence[str
 
 
 def _config_argument(arguments: Sequence[str]) -> str | None:
+    path = None  # of two the last counts, as for every flag
     for position, argument in enumerate(arguments):
         if argument.startswith("--config="):
-            return argument.removeprefix("--config=")
-        if argument == "--config" and position + 1 < len(arguments):
-            return arguments[position + 1]
-    return None
+            path = argument.removeprefix("--config=")
+        elif argument == "--config" and position + 1 < len(arguments):
+            path = arguments[position + 1]
+    return path
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file) or {}
+            content = yaml.safe_load(file)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not YAML: {error}") from error
+    if content is None:
+        return {}
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: expected 'setting: value' lines, found {type(content).__name__}")
     return content
@@ -301,7 +304,7 @@ def _partial(settings_type: type[BaseModel], values: dict[str, Any], path: str, 
     for name, field in fields.items():
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
-            inner = values.get(name) or {}
+            inner = {} if values.get(name) is None else values[name]
             if not isinstance(inner, dict):
                 raise ConfigError(f"--config {path}: {prefix}{name} is a group of settings, not {inner!r}")
             resolved[name] = _partial(nested, inner, path, f"{prefix}{name}.")
@@ -313,9 +316,15 @@ def _partial(settings_type: type[BaseModel], values: dict[str, Any], path: str, 
 
 
 def _checked(settings_type: type[BaseModel], name: str, value: Any, where: str) -> Any:
+    field = settings_type.model_fields[name]
+    if isinstance(value, bool) and field.annotation is not bool:
+        raise ConfigError(f"{where}: true and false are no value for it, found {value}")  # Python takes True for 1
     try:
-        field = settings_type.model_fields[name]
-        return TypeAdapter(Annotated[field.annotation, field]).validate_python(value)  # type: ignore[arg-type]
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            Annotated[field.annotation, field],  # type: ignore[arg-type]
+            config=ConfigDict(allow_inf_nan=False),
+        )
+        return adapter.validate_python(value)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_one_line(error)}") from error
 
@@ -350,7 +359,7 @@ def _one_line(error: ValidationError) -> str:
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         given = "" if isinstance(problem["input"], (dict, BaseModel)) else f", not {problem['input']!r}"
-        parts.append(f"{where}: {message}{given}" if where else message)
+        parts.append(f"{where}: {message}{given}" if where else f"{message}{given}")
     return "; ".join(parts)
 
 

@@ -23,6 +23,10 @@ class SkinrayError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        # One line whatever a value that it quotes holds: logs and schedulers take a line for a message.
+        super().__init__(" ".join(message.split()))
+
 
 class ConfigError(SkinrayError):
     """A setting is unknown, missing or out of range."""

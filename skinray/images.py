@@ -86,9 +86,10 @@ def decode_photo(data: bytes, preprocessing: Preprocessing) -> Photo:
         raise ImageError("empty", "the file has 0 bytes")
     try:
         with _open(data) as image:
+            upright = _load_rgb(data, image, preprocessing.image_size_px)
+            # After the pixels: asking a PNG for its EXIF reads them too, and would swallow what is wrong with them.
             orientation = _orientation(image)
             width, height = image.size
-            upright = _load_rgb(data, image, preprocessing.image_size_px)
     except ImageError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
@@ -120,6 +121,8 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns a TIFF upright while it reads the pixels
     # A photo with damaged EXIF is a good photo: its orientation is unknown and taken as upright.
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
@@ -148,8 +151,10 @@ def _load_rgb(data: bytes, image: Image.Image, size_px: int) -> Image.Image:
 
 def _from_high_depth(image: Image.Image) -> Image.Image:
     # 12 bits in 16 are told from full 16 by the brightest pixel; convert("RGB") alone would clip everything to white.
-    values = np.asarray(image, dtype=np.float64)
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     brightest = 4095.0 if values.max() <= 4095 else 65535.0
+    if image.mode == "F" and values.max() <= 1:
+        brightest = 1.0  # floating-point photos hold 0 to 1 by convention
     return Image.fromarray(np.uint8(np.clip(values, 0, brightest) * (255.0 / brightest) + 0.5)).convert("RGB")
 
 

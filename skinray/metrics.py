@@ -66,7 +66,9 @@ def threshold_for_sensitivity(
         sensitivity: 0 to 1.
     """
     ordered = np.sort(scores[positive])[::-1]
-    return float(ordered[max(0, int(np.ceil(sensitivity * len(ordered))) - 1)])
+    # 0.07 * 100 is a hair above 7 in binary.
+    needed = int(np.ceil(sensitivity * len(ordered) - 1e-9))
+    return float(ordered[max(0, needed - 1)])
 
 
 def threshold_youden(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any]]) -> float:

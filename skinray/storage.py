@@ -37,6 +37,9 @@ def normalize(uri: str) -> str:
     if not uri or uri != uri.strip():
         raise StorageError(f"{uri!r} is not a path or URI: give a folder, a file:// or an s3:// URI")
     if is_remote(uri):
+        scheme, rest = uri.split("://", 1)
+        if not rest.strip("/") or rest.startswith("/"):
+            raise StorageError(f"{uri!r} names no bucket: write {scheme}://BUCKET/PATH")
         return uri.rstrip("/")
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
@@ -156,6 +159,8 @@ def list_files(uri: str) -> dict[str, int]:
         if not is_remote(uri) and not os.path.isdir(root):
             raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
         entries = found.find(root, detail=True)
+        if is_remote(uri) and (not entries or root in entries):
+            raise StorageError(f"cannot list {uri}: {'it is not a folder' if entries else 'it does not exist'}")
     sizes = {posixpath.relpath(path, root): int(entry["size"]) for path, entry in entries.items()}
     return {path: size for path, size in sorted(sizes.items()) if not _is_hidden(path)}
 

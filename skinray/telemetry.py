@@ -74,16 +74,19 @@ def import_tensorflow() -> None:
         os.close(nowhere)
 
 
-def quiet_libraries() -> None:
-    """Sets the environment variables that keep TensorFlow's and Ray's start-up chatter out of the log.
+def set_library_defaults() -> None:
+    """Sets the environment variables that TensorFlow, Keras and Ray read when they are imported.
 
     Must run before either is imported; what the user set already stays.
     """
-    for name, value in {
+    defaults = {
         "TF_CPP_MIN_LOG_LEVEL": "2",  # errors only
-        "TF_ENABLE_ONEDNN_OPTS": "1",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # a GPU is shared by training, scoring and serving
         "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",  # it asks the dashboard, which local runs have not
         "KERAS_BACKEND": "tensorflow",
-    }.items():
+    }
+    if "RAY_ADDRESS" not in os.environ:
+        # Ray's switch for machines that are no cluster's: with it off, every port of a local Ray is bound to 127.0.0.1.
+        defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)

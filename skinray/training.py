@@ -33,7 +33,7 @@ from skinray.metrics import binary_figures, threshold_for_sensitivity, threshold
 from skinray.photos import cache_photos, list_shards
 from skinray.reports import training_card
 from skinray.shards import PreparedDataset, open_dataset
-from skinray.telemetry import import_tensorflow, say
+from skinray.telemetry import say
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,6 @@ def _check_trainable(dataset: PreparedDataset, settings: TrainSettings) -> None:
 
 def _initial_weights(settings: TrainSettings, num_classes: int) -> list[npt.NDArray[Any]]:
     """Random weights with the backbone's pretrained ones in place; made once, so that every worker starts alike."""
-    import_tensorflow()
     import keras
 
     from skinray.model import build_model, load_backbone_weights

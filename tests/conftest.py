@@ -72,7 +72,7 @@ def ray_cluster(s3_endpoint: str) -> Iterator[None]:
     """A local Ray that all tests share; its processes find the S3 server too, through the environment they inherit."""
     from skinray import telemetry
 
-    telemetry.quiet_libraries()
+    telemetry.set_library_defaults()
     import ray
     import ray.data
 
@@ -86,7 +86,6 @@ def ray_cluster(s3_endpoint: str) -> Iterator[None]:
             include_dashboard=False,
             log_to_driver=False,
             _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
             object_store_memory=1_000_000_000,
         )
     ray.data.DataContext.get_current().enable_progress_bars = False

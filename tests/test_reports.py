@@ -1,0 +1,120 @@
+"""Plots are PNGs that do not change from run to run; the card says what a reader must know."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skinray.bundle import OperatingPoint, OperatingPoints
+from skinray.reports import NOT_A_DEVICE, confusion_plot, roc_plot, training_card
+from skinray.taxonomy import TARGETS
+
+POSITIVE = np.array([True, False, True, True, False, False])
+SCORES = np.array([0.9, 0.8, 0.7, 0.4, 0.3, 0.1])
+POINTS = OperatingPoints(
+    default="balanced",
+    points={
+        "balanced": OperatingPoint(threshold=0.4321, sensitivity=0.812, specificity=0.834, measured_on="validation"),
+        "sensitive": OperatingPoint(threshold=0.0567, sensitivity=0.951, specificity=0.523, measured_on="validation"),
+    },
+)
+
+
+def metadata(classes: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "network": "resnet50",
+        "classes": list(classes),
+        "dataset": {
+            "settings": {"catalog": "ham10000"},
+            "split_classes": {
+                split: {code: 1000 * row + column for column, code in enumerate(classes)}
+                for row, split in enumerate(("train", "validation", "test"), start=1)
+            },
+        },
+        "validation": {"roc_auc": 0.8765, "photos": 801, "epoch": 7},
+    }
+
+
+def opened(png: bytes) -> Image.Image:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    return image
+
+
+def test_the_roc_plot_is_a_square_png() -> None:
+    image = opened(roc_plot(POSITIVE, SCORES, "validation"))
+    assert image.size == (624, 624)
+    assert len(set(image.convert("L").tobytes())) > 10
+
+
+@pytest.mark.parametrize("target", ["binary", "ham7"])
+def test_the_confusion_plot_grows_with_the_classes(target: Any) -> None:
+    codes = TARGETS[target].codes
+    image = opened(confusion_plot(np.eye(len(codes), dtype=np.int64) * 1234, codes, "test"))
+    assert image.height == pytest.approx(120 * (2.2 + 0.9 * len(codes)), abs=1)
+
+
+def test_a_class_without_photos_is_drawn_too() -> None:
+    opened(confusion_plot(np.array([[5, 1], [0, 0]]), ("benign", "malignant"), "test"))
+
+
+def test_the_same_figures_are_the_same_bytes() -> None:
+    assert roc_plot(POSITIVE, SCORES, "test") == roc_plot(POSITIVE, SCORES, "test")
+    matrix = np.array([[5, 1], [2, 3]])
+    assert confusion_plot(matrix, ("a", "b"), "test") == confusion_plot(matrix, ("a", "b"), "test")
+
+
+def test_other_figures_are_other_bytes() -> None:
+    assert roc_plot(POSITIVE, SCORES, "test") != roc_plot(POSITIVE, SCORES[::-1], "test")
+    assert confusion_plot(np.array([[5, 1], [2, 3]]), ("a", "b"), "") != confusion_plot(
+        np.array([[5, 2], [1, 3]]), ("a", "b"), ""
+    )
+
+
+@pytest.mark.parametrize("target", ["binary", "ham7"])
+def test_the_card_names_every_class_with_its_photos(target: Any) -> None:
+    codes = TARGETS[target].codes
+    lines = training_card(metadata(codes), POINTS).splitlines()
+    assert f"| split | {' | '.join(codes)} |" in lines
+    for row, split in enumerate(("train", "validation", "test"), start=1):
+        assert f"| {split} | {' | '.join(str(1000 * row + column) for column in range(len(codes)))} |" in lines
+
+
+def test_the_card_says_that_it_is_no_medical_device() -> None:
+    assert NOT_A_DEVICE in training_card(metadata(("benign", "malignant")), POINTS)
+    assert "not a medical device" in NOT_A_DEVICE
+    assert "not a diagnosis" in NOT_A_DEVICE
+
+
+def test_the_card_has_every_operating_point_and_marks_the_default() -> None:
+    lines = training_card(metadata(("benign", "malignant")), POINTS).splitlines()
+    assert "| balanced (default) | 0.4321 | 0.812 | 0.834 |" in lines
+    assert "| sensitive | 0.0567 | 0.951 | 0.523 |" in lines
+
+
+def test_the_card_says_on_what_the_figure_was_measured() -> None:
+    card = training_card(metadata(("benign", "malignant")), POINTS)
+    assert "0.876 on 801 photos (epoch 7" in card or "0.877 on 801 photos (epoch 7" in card
+    assert "ham10000" in card
+
+
+def test_the_tables_of_the_card_have_as_many_cells_in_every_row() -> None:
+    lines = training_card(metadata(TARGETS["ham7"].codes), POINTS).splitlines()
+    tables: list[list[int]] = [[]]
+    for line in lines:
+        if line.startswith("|"):
+            tables[-1].append(line.count("|"))
+        elif tables[-1]:
+            tables.append([])
+    assert [set(table) for table in tables if table] == [{9}, {5}]
+
+
+def test_the_card_begins_with_the_hubs_front_matter() -> None:
+    import yaml
+
+    _, front, body = training_card(metadata(("benign", "malignant")), POINTS).split("---\n", 2)
+    assert yaml.safe_load(front)["pipeline_tag"] == "image-classification"
+    assert body.startswith("# resnet50: benign, malignant")

@@ -1,0 +1,161 @@
+"""Splits: no group on two sides, whatever the order of the photos, and shares that are kept."""
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import product
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skinray.errors import CatalogError
+from skinray.splits import SplitRule, assign_splits, divided_groups, group_of
+
+Photos = list[tuple[str, str]]  # label and group of each photo
+RULE = SplitRule(validation_fraction=0.1, test_fraction=0.2, folds=5, seed=0)
+
+
+def lesions(count: int, seed: int = 0, mixed: bool = False) -> Photos:
+    """Photos of this many lesions, one to four of each; the photos of a mixed one may have different labels."""
+    random = Random(seed)
+    photos: Photos = []
+    for lesion in range(count):
+        size = random.choice([1, 1, 1, 2, 4])
+        labels = random.choices(["nv", "mel", "df"], [80, 15, 5], k=size if mixed else 1) * (1 if mixed else size)
+        photos += [(label, f"lesion:{lesion}") for label in labels]
+    return photos
+
+
+some_photos = st.builds(lesions, st.integers(1, 60), st.integers(0, 10_000), st.booleans())
+rules = st.builds(
+    SplitRule,
+    validation_fraction=st.floats(0.05, 0.4),
+    test_fraction=st.floats(0.05, 0.4),
+    folds=st.integers(2, 8),
+    seed=st.integers(0, 1000),
+)
+
+
+def split(photos: Photos, rule: SplitRule) -> tuple[list[str], list[int | None]]:
+    return assign_splits([label for label, _ in photos], [group for _, group in photos], rule)
+
+
+@settings(deadline=None)
+@given(photos=some_photos, rule=rules)
+def test_no_group_is_divided_and_only_test_has_no_fold(photos: Photos, rule: SplitRule) -> None:
+    groups = [group for _, group in photos]
+    try:
+        splits, folds = split(photos, rule)
+    except CatalogError as error:
+        message = str(error)
+    else:
+        assert len(set(zip(groups, splits, folds, strict=True))) == len(set(groups))
+        assert divided_groups(groups, splits) == []
+        assert set(splits) == {"train", "validation", "test"}
+        assert all((fold is None) == (side == "test") for side, fold in zip(splits, folds, strict=True))
+        assert {fold for fold in folds if fold is not None} <= set(range(rule.folds))
+        return
+    assert f"{len(photos)} photos in {len(set(groups))} groups are too few" in message
+
+
+@settings(deadline=None, max_examples=50)
+@given(photos=some_photos, rule=rules, random=st.randoms(use_true_random=False))
+def test_the_order_of_the_photos_does_not_matter(photos: Photos, rule: SplitRule, random: Random) -> None:
+    shuffled = random.sample(photos, len(photos))
+
+    def by_group(order: Photos) -> dict[str, tuple[str, int | None]] | str:
+        try:
+            splits, folds = split(order, rule)
+        except CatalogError as error:
+            return str(error)
+        return {group: (side, fold) for (_, group), side, fold in zip(order, splits, folds, strict=True)}
+
+    assert by_group(shuffled) == by_group(photos)
+
+
+@pytest.mark.parametrize("rule", [RULE, SplitRule(0.25, 0.25, 3, 7), SplitRule(0.05, 0.5, 10, 1)])
+def test_shares_of_every_label_are_kept_within_two_points(rule: SplitRule) -> None:
+    photos = lesions(3000)
+    splits, _ = split(photos, rule)
+    for label in ("nv", "mel", "df"):
+        sides = Counter(side for (own, _), side in zip(photos, splits, strict=True) if own == label)
+        total = sum(sides.values())
+        assert sides["test"] / total == pytest.approx(rule.test_fraction, abs=0.02), label
+        assert sides["validation"] / total == pytest.approx(rule.validation_fraction, abs=0.02), label
+
+
+def test_folds_are_even_in_size_and_labels() -> None:
+    photos = lesions(3000)
+    _, folds = split(photos, RULE)
+    counts = Counter((label, fold) for (label, _), fold in zip(photos, folds, strict=True) if fold is not None)
+    for label in ("nv", "mel", "df"):
+        sizes = [counts[label, fold] for fold in range(5)]
+        assert max(sizes) - min(sizes) <= 4, label  # the largest lesion has four photos
+
+
+def test_a_rare_class_stands_on_every_side() -> None:
+    photos = [*lesions(500), *(("rare", f"lesion:rare{number}") for number in range(10))]
+    splits, _ = split(photos, RULE)
+    sides = Counter(side for (label, _), side in zip(photos, splits, strict=True) if label == "rare")
+    assert sides == {"train": 7, "validation": 1, "test": 2}
+
+
+def test_another_seed_is_another_split() -> None:
+    photos = lesions(200)
+    one, two = (split(photos, SplitRule(0.1, 0.2, 5, seed))[0] for seed in (0, 1))
+    assert one != two
+    assert one == split(photos, RULE)[0]
+
+
+def test_more_photos_leave_most_groups_where_they_were() -> None:
+    before, after = lesions(1000), lesions(1020)
+    sides = dict(zip((group for _, group in before), split(before, RULE)[0], strict=True))
+    moved = {group for (_, group), side in zip(after, split(after, RULE)[0], strict=True) if sides.get(group, side) != side}
+    assert len(moved) < 50
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_few_groups_are_an_error(count: int) -> None:
+    with pytest.raises(CatalogError, match=f"{count} photos in {count} groups are too few"):
+        split([("nv", f"lesion:{number}") for number in range(count)], RULE)
+
+
+def test_one_group_cannot_be_split() -> None:
+    with pytest.raises(CatalogError, match="100 photos in 1 groups"):
+        split([("nv", "patient:1")] * 100, RULE)
+
+
+@pytest.mark.parametrize(
+    ("patient", "lesion", "group"),
+    [
+        ("P1", "L1", "patient:P1"),
+        ("P1", None, "patient:P1"),
+        (None, "L1", "lesion:L1"),
+        (None, None, "image:I1"),
+        ("", "", "image:I1"),
+    ],
+)
+def test_a_group_is_the_patient_else_the_lesion_else_the_photo(patient: str | None, lesion: str | None, group: str) -> None:
+    assert group_of(patient, lesion, "I1") == group
+
+
+def test_equal_names_of_a_patient_a_lesion_and_a_photo_are_three_groups() -> None:
+    assert len({group_of("1", None, "x"), group_of(None, "1", "x"), group_of(None, None, "1")}) == 3
+
+
+def test_groups_on_two_sides_are_found() -> None:
+    groups = ["c", "a", "b", "a", "c", "d", "d"]
+    splits = ["train", "train", "test", "test", "validation", "test", "test"]
+    assert divided_groups(groups, splits) == ["a", "c"]
+    assert divided_groups([], []) == []
+
+
+@settings(deadline=None, max_examples=50)
+@given(sides=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["train", "test"]))))
+def test_a_group_is_divided_when_two_of_its_photos_are(sides: list[tuple[str, str]]) -> None:
+    found = divided_groups([group for group, _ in sides], [side for _, side in sides])
+    pairs: Callable[[str], bool] = lambda name: any(  # noqa: E731
+        one[0] == two[0] == name and one[1] != two[1] for one, two in product(sides, sides)
+    )
+    assert found == [name for name in "abc" if pairs(name)]
