@@ -13,6 +13,7 @@ A bundle is written through `save_bundle` and is the only thing that training ha
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -189,7 +190,9 @@ def load_bundle(uri: str) -> Bundle:
 
 
 def _copies_folder(model_id: str) -> Path:
-    return Path(tempfile.gettempdir()) / "skinray-bundles" / model_id
+    folder = Path(tempfile.gettempdir()) / f"skinray-bundles-{os.getuid()}"  # another user could change what is there
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / model_id
 
 
 def _fetch(uri: str, folder: Path, checksums: Mapping[str, str]) -> None:

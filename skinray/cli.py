@@ -77,12 +77,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(verb.dry_run(settings)))
             return 0
         return verb.run(settings)
-    except SkinrayError as error:
-        say(f"skinray: {error}")
-        return error.exit_code
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        say(f"skinray: {known}")
+        return known.exit_code
     except KeyboardInterrupt:
         say("skinray: interrupted")
         return 130
+
+
+def explained(error: BaseException) -> SkinrayError | None:
+    """The failure that a user can mend behind an exception; Ray wraps what its workers raise, several times over.
+
+    Returns:
+        One line's worth of it, or None for a bug of ours, whose traceback is worth more.
+    """
+    if isinstance(error, SkinrayError) and type(error).__module__ == SkinrayError.__module__:
+        return error  # raised here and not by a worker
+    from ray.exceptions import RayError
+
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, SkinrayError) and not isinstance(link, RayError):
+            return link
+        link = getattr(link, "cause", None) or link.__cause__ or link.__context__
+    if isinstance(error, (OSError, ConnectionError)):
+        return SkinrayError(f"{type(error).__name__}: {error}")
+    return None
 
 
 def _overview() -> str:
@@ -111,8 +134,8 @@ def ray_session() -> Iterator[None]:
     # It says at every start that it made a token, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    for name in ("ray.data", "ray.train", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield

@@ -27,7 +27,7 @@ from skinray.config import (
     ServeSettings,
     TrainSettings,
 )
-from skinray.errors import OutputExistsError, SkinrayError
+from skinray.errors import ConfigError, OutputExistsError, SkinrayError
 from skinray.evaluation import evaluate
 from skinray.images import Preprocessing
 from skinray.reports import NOT_A_DEVICE
@@ -49,13 +49,16 @@ def run_demo(settings: DemoSettings) -> int:
     Returns:
         0; an error is raised when a stage fails or HTTP and Parquet disagree.
     """
+    if storage.is_remote(settings.output):
+        raise ConfigError(f"--output {settings.output}: the demo writes to a local folder")
     output = Path(storage.normalize(settings.output))
     if output.exists():
         raise OutputExistsError(f"output {output} already exists: choose another --output, or remove it first")
     started = time.monotonic()
-    stages = _Stages()
+    stages = _Stages(output)
 
     with stages.timed("draw"):
+        say(f"drawing {settings.photos} photos to learn from and {ARCHIVE_PHOTOS} to score")
         draw_dataset(output / "photos", settings.photos, settings.seed, workers=os.cpu_count() or 1)
         _draw_archive(output / "archive", settings.seed + 1)
     stages.note(
@@ -94,7 +97,7 @@ def run_demo(settings: DemoSettings) -> int:
 
     with stages.timed("serve"):
         difference = _serve_one(trained, summary, output / "archive")
-    stages.note("serve", f"HTTP and Parquet differ by {difference:.1e}", f"skinray serve --bundle {trained.bundle_uri}")
+    stages.note("serve", f"HTTP and Parquet differ by {difference:.1e}", "stopped again")
 
     print(stages.table())
     print(f"{time.monotonic() - started:.0f} s in all. {NOT_A_DEVICE}")
@@ -161,7 +164,8 @@ def _first_scored(summary: RunSummary) -> dict[str, Any]:
 class _Stages:
     """What each stage made and how long it took, for the closing table."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Path) -> None:
+        self._output = output
         self._rows: list[tuple[str, str, str, str]] = []
         self._seconds = 0.0
 
@@ -176,10 +180,10 @@ class _Stages:
         self._seconds = time.monotonic() - self._started
 
     def note(self, name: str, made: str, where: str | Path) -> None:
-        self._rows.append((name, f"{self._seconds:.0f} s", made, str(where)))
+        self._rows.append((name, f"{self._seconds:.0f} s", made, str(where).replace(f"{self._output}/", "")))
 
     def table(self) -> str:
-        """The closing table as text; what does not fit in one line is put below it."""
+        """The closing table as text; places are below the output folder."""
         made_width = max(len(row[2]) for row in self._rows)
         lines = [f"{name:<9} {took:>6}  {made:<{made_width}}  {where}" for name, took, made, where in self._rows]
-        return "\n".join(["", *lines, ""])
+        return "\n".join(["", f"made in {self._output}", *lines, ""])

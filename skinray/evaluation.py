@@ -47,7 +47,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     check_comparable(bundle, dataset, settings)
     output = storage.normalize(settings.output)
     storage.claim_folder(output, "evaluation", settings.recorded())
-    predictions_uri = storage.join(output, "predictions")
+    predictions_uri = storage.join(output, "predictions", f"model_id={bundle.model_id}")
     summary, files = write_predictions(bundle, list_shards(dataset, (settings.split,)), settings, predictions_uri)
     rows = _read_rows(predictions_uri, [file["path"] for file in files])
     scored = rows[rows["status"] == "scored"]

@@ -2,7 +2,7 @@
 
 The order knows nothing of workers: global batch k is the same photos for one worker and for many, each of which takes
 its own equal slice. That is what makes N workers comparable with one, keeps their step counts equal (unequal ones would
-hang the collectives) and lets a killed run go on at the very step where it stopped.
+hang the collectives) and makes an epoch that is run again after a kill the same epoch.
 """
 
 import threading

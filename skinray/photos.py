@@ -6,13 +6,15 @@ pixels, never an exception.
 
     index         int64, position in the listing or data set, from 0
     image_id, image_uri, image_sha256, label                    str ("" when unknown)
-    width_px, height_px                                         int32 (0 when unknown)
+    width_px, height_px                                         int64 (0 when unknown)
     error_code, error_detail                                    str ("" for a usable photo)
     pixels        uint8 [rows, size, size, 3]
+    decoded_at    float64, seconds since 1970 at which the block was ready
 """
 
 import functools
 import posixpath
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -217,6 +219,7 @@ def _read_and_decode(plan: pa.Table, read: Any, preprocessing: Preprocessing) ->
             row["error_code"], row["error_detail"] = error.code, error.detail
     block: Block = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     block["pixels"] = pixels
+    block["decoded_at"] = np.full(len(rows), time.time())
     return block
 
 

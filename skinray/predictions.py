@@ -3,7 +3,7 @@
 Every input photo is exactly one row. `status` says what became of it:
 
     scored    it has probabilities
-    failed    it could not be read or decoded; `error_code` and `error_detail` say why, every figure is null
+    failed    it could not be read or decoded; `error_code` and `error_detail` say why; it has no probabilities and no flag
     refused   it was decoded but is not a photo that the model may judge; as failed
 """
 

@@ -26,7 +26,7 @@ from skinray import storage
 from skinray.bundle import Bundle, load_bundle
 from skinray.classifier import Classifier, use_threads
 from skinray.config import ClassifySettings, ScoreSettings
-from skinray.errors import ScoringError
+from skinray.errors import ConfigError, ScoringError
 from skinray.photos import DECODE_CPUS, Block, Listing, decoded_photos, list_photos
 from skinray.predictions import prediction_rows
 from skinray.telemetry import Progress
@@ -44,8 +44,8 @@ class RunSummary:
         flagged: Rows at or above the operating point.
         seconds: From the start of the pipeline to its last block.
         rows_per_second: Over the same time, start-up included.
-        start_up_seconds: Until the first block was done.
-        steady_rows_per_second: Over the second half of the rows, when every stage is busy; NaN with fewer than two blocks.
+        start_up_seconds: Until the first photo was classified.
+        head_start_rows: Photos that were decoded in that time already.
     """
 
     uri: str
@@ -56,7 +56,7 @@ class RunSummary:
     seconds: float
     rows_per_second: float
     start_up_seconds: float
-    steady_rows_per_second: float
+    head_start_rows: int
 
     @property
     def bad_fraction(self) -> float:
@@ -124,24 +124,27 @@ def write_predictions(
         ScoringError: The rows written are not the photos listed.
     """
     progress = Progress("score", total=listing.rows, unit="photos")
-    started = time.monotonic()
-    done: list[tuple[float, int]] = []
+    started = time.time()  # not monotonic: it is compared with the clocks of other processes
+    decoded: list[tuple[float, int]] = []
+    first_classified = math.inf
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     files: list[dict[str, Any]] = []
     flagged = 0
     for block in classified_blocks(bundle, listing, settings, run_uri).iter_rows():
-        files.append({"path": block["path"], "rows": block["rows"], "sha256": block["sha256"]})
+        files.append({name: block[name] for name in ("path", "rows", "bytes", "sha256")})
         statuses.update({"scored": block["rows"] - block["failed"], "failed": block["failed"]})
         errors.update(code for code in block["error_codes"].split(",") if code)
         flagged += block["flagged"]
-        done.append((time.monotonic() - started, block["rows"]))
+        decoded.append((block["decoded_at"], block["rows"]))
+        first_classified = min(first_classified, block["classified_from"])
         progress.advance(block["rows"], f"{statuses['failed']:,} failed" if statuses["failed"] else "")
     progress.close()
     written = sum(file["rows"] for file in files)
     if written != listing.rows or len({file["path"] for file in files}) != len(files):
         raise ScoringError(f"{run_uri}: {listing.rows} photos were listed but {written} rows written; run it again")
-    seconds = time.monotonic() - started
+    seconds = time.time() - started
+    storage.check_written(run_uri, {file["path"]: file["bytes"] for file in files})
     summary = RunSummary(
         uri=run_uri,
         rows=listing.rows,
@@ -150,17 +153,10 @@ def write_predictions(
         flagged=flagged,
         seconds=seconds,
         rows_per_second=listing.rows / seconds,
-        start_up_seconds=done[0][0],
-        steady_rows_per_second=_steady_rate(done),
+        start_up_seconds=first_classified - started,
+        head_start_rows=sum(rows for ready, rows in decoded if ready < first_classified),
     )
     return summary, sorted(files, key=lambda file: str(file["path"]))
-
-
-def _steady_rate(done: list[tuple[float, int]]) -> float:
-    """Rows a second over the second half of the blocks, by the seconds at which each was done."""
-    middle = (len(done) - 1) // 2
-    elapsed = done[-1][0] - done[middle][0]
-    return sum(rows for _, rows in done[middle + 1 :]) / elapsed if elapsed > 0 else math.nan
 
 
 def classified_blocks(bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str) -> ray.data.Dataset:
@@ -187,15 +183,16 @@ def classified_blocks(bundle: Bundle, listing: Listing, settings: ClassifySettin
 
 def _actors(settings: ClassifySettings) -> tuple[int, int]:
     """How many actors, and how many threads each: all of a machine's cores, because decoding needs few beside them."""
+    need = "GPU" if settings.gpus_per_actor else "CPU"
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if settings.gpus_per_actor:
-        gpus = sum(resources.get("GPU", 0) for resources in nodes)
-        actors = settings.actors or max(1, int(gpus / settings.gpus_per_actor))
-    else:
-        actors = settings.actors or max(1, len([node for node in nodes if node.get("CPU", 0) >= 1]))
-    cores = max(resources.get("CPU", 1) for resources in nodes)
-    threads = settings.cpus_per_actor or max(1, math.floor(cores / math.ceil(actors / len(nodes))))
-    return actors, threads
+    able = [resources for resources in nodes if resources.get(need, 0) >= max(settings.gpus_per_actor, 1 - DECODE_CPUS)]
+    if not able:
+        wanted = f"{settings.gpus_per_actor:g} GPUs" if settings.gpus_per_actor else "a CPU"
+        raise ConfigError(f"no machine of the cluster has {wanted}; set gpus_per_actor to 0 to score on CPUs")
+    room = sum(int(resources["GPU"] / settings.gpus_per_actor) for resources in able) if settings.gpus_per_actor else len(able)
+    actors = settings.actors or room
+    cores = max(resources.get("CPU", 1) for resources in able)
+    return actors, settings.cpus_per_actor or max(1, math.floor(cores / math.ceil(actors / len(able))))
 
 
 class _ClassifyAndWrite:
@@ -210,6 +207,7 @@ class _ClassifyAndWrite:
         self.run_uri = run_uri
 
     def __call__(self, block: Block) -> dict[str, list[Any]]:
+        classified_from = time.time()
         bundle = self.classifier.bundle
         usable = block["error_code"] == ""
         pixels = block["pixels"]
@@ -223,8 +221,11 @@ class _ClassifyAndWrite:
         return {
             "path": [path],
             "rows": [rows.num_rows],
+            "bytes": [len(encoded)],
             "sha256": [storage.sha256_of(encoded)],
             "failed": [int(np.count_nonzero(~usable))],
+            "decoded_at": [float(block["decoded_at"][0])],
+            "classified_from": [classified_from],
             "error_codes": [",".join(block["error_code"][~usable].tolist())],
             "flagged": [sum(1 for flag in rows["flagged"].to_pylist() if flag)],
         }

@@ -48,6 +48,8 @@ BATCH_WAIT_S = 0.01
 # Two batches' worth: one is computed while the next fills.
 MAX_ONGOING = 2 * MAX_BATCH_SIZE
 MAX_QUEUED = 128
+# Bodies held at once: 1.3 GB at worst.
+MAX_UPLOADS = 64
 
 _STATUS_OF_CODE: dict[ImageErrorCode, HTTPStatus] = {
     "empty": HTTPStatus.BAD_REQUEST,
@@ -134,7 +136,7 @@ class ClassifierReplica:
         return list(await asyncio.to_thread(self._classifier.probabilities, np.stack(pixels)))
 
 
-@serve.deployment(max_ongoing_requests=256)
+@serve.deployment(max_ongoing_requests=MAX_UPLOADS, max_queued_requests=MAX_UPLOADS)
 @serve.ingress(api)
 class SkinrayApi:
     """Takes photos over HTTP, decodes them and asks the model."""

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from skinray import storage
 from skinray.catalogs import read_catalog
 from skinray.config import PrepareSettings, SplitName
-from skinray.errors import DatasetError, ImageError
+from skinray.errors import DatasetError, ImageError, StorageError
 from skinray.images import Preprocessing, decode_photo
 from skinray.splits import SplitRule, assign_splits, divided_groups, group_of
 from skinray.taxonomy import TARGETS, class_labels
@@ -110,7 +110,10 @@ class PreparedDataset:
 def is_dataset(uri: str) -> bool:
     """True when a prepared data set is published at `uri`."""
     manifest = storage.join(uri, storage.MANIFEST_NAME)
-    return storage.exists(manifest) and storage.read_json(manifest).get("kind") == "skinray-dataset"
+    if not storage.exists(manifest):
+        return False
+    content = storage.read_json(manifest)
+    return isinstance(content, dict) and content.get("kind") == "skinray-dataset"
 
 
 def open_dataset(uri: str) -> PreparedDataset:
@@ -150,9 +153,12 @@ def plan_dataset(settings: PrepareSettings) -> pd.DataFrame:
     rule = SplitRule(settings.validation_fraction, settings.test_fraction, settings.folds, settings.seed)
     catalog["split"], folds = assign_splits(list(catalog["label"]), groups, rule)
     catalog["fold"] = pd.array(folds, dtype="Int8")
-    leaks = divided_groups(groups, list(catalog["split"]))
-    if leaks:
-        raise DatasetError(f"{len(leaks)} groups stand on two sides of the split, the first is {leaks[0]}")
+    for column in ("patient_id", "lesion_id"):
+        known = catalog[catalog[column].notna()]
+        leaks = divided_groups(list(known[column]), list(known["split"]))
+        if leaks:
+            # A lesion of which some photos name the patient and others do not.
+            raise DatasetError(f"{len(leaks)} {column}s stand on two sides of the split, the first is {leaks[0]}")
     number = catalog.groupby("split").cumcount() // settings.rows_per_shard
     catalog["shard"] = [f"split={split}/part-{n:05d}.parquet" for split, n in zip(catalog["split"], number, strict=True)]
     return catalog
@@ -199,6 +205,7 @@ def prepare_dataset(settings: PrepareSettings) -> PreparedDataset:
         files=tuple(sorted(files, key=lambda file: file.path)),
         settings=settings.recorded(),
     )
+    storage.check_written(output, {file.path: file.bytes for file in files})
     storage.publish_folder(output, manifest.model_dump(mode="json"))
     return open_dataset(output)
 
@@ -222,8 +229,11 @@ def _write_shard(plan: pa.Table, output: str) -> dict[str, Any]:
     planned = plan.to_pylist()
     for row, data in zip(planned, storage.read_many(list(plan["image_uri"].to_pylist())), strict=True):
         try:
+            if isinstance(data, FileNotFoundError):
+                raise ImageError("missing", "the file was listed and is gone")
             if isinstance(data, Exception):
-                raise ImageError("unreadable", f"{type(data).__name__}: {data}")
+                # Not the photo's fault: a store that throttles or refuses must not make the data set smaller.
+                raise StorageError(f"cannot read {row['image_uri']}: {type(data).__name__}: {data}") from data
             photo = decode_photo(data, Preprocessing())
         except ImageError as error:
             where = {"image_id": row["image_id"], "image_uri": row["image_uri"]}

@@ -15,6 +15,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -184,20 +185,12 @@ def upload_folder(local: Path, uri: str) -> None:
             write_bytes(join(uri, path.relative_to(local).as_posix()), path.read_bytes())
 
 
-def download_folder(uri: str, local: Path) -> None:
-    """Copies every file below `uri` into a local folder."""
-    for relative_path in list_files(uri):
-        target = local / relative_path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(read_bytes(join(uri, relative_path)))
-
-
 def sha256_of(data: bytes) -> str:
     """The SHA-256 of some bytes, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
-def claim_folder(uri: str, kind: str, settings: dict[str, Any]) -> None:
+def claim_folder(uri: str, kind: str, settings: dict[str, Any], keep: bool = False) -> None:
     """Takes an output folder for one run before anything is written to it.
 
     A folder left behind by a killed run of the same kind and settings is taken over.
@@ -206,6 +199,7 @@ def claim_folder(uri: str, kind: str, settings: dict[str, Any]) -> None:
         uri: The folder to write.
         kind: What will stand there, such as "dataset".
         settings: The resolved settings of the run.
+        keep: Keep what the killed run wrote, to go on from it; otherwise it is removed.
 
     Raises:
         OutputExistsError: The folder is published already, or holds something else.
@@ -219,10 +213,39 @@ def claim_folder(uri: str, kind: str, settings: dict[str, Any]) -> None:
             raise OutputExistsError(
                 f"output {uri} holds an unfinished run with other settings: choose another --output, or remove it first"
             )
-        return
-    if exists(uri) and (not os.path.isdir(path_of(uri)) or os.listdir(path_of(uri)) if not is_remote(uri) else True):
+        if keep:
+            return
+        delete_folder(uri)
+    if _holds_something(uri):
         raise OutputExistsError(f"output {uri} is not empty: choose another --output, or remove it first")
     write_json(marker, mine)
+
+
+def _holds_something(uri: str) -> bool:
+    """True for a file, a prefix with objects, or a folder with entries; an empty local folder may be written to."""
+    if not exists(uri):
+        return False
+    path = path_of(uri)
+    return is_remote(uri) or not os.path.isdir(path) or bool(os.listdir(path))
+
+
+def check_written(uri: str, sizes: dict[str, int]) -> None:
+    """Looks for every file that the workers say they wrote, from here: without a shared disk they lie on other machines.
+
+    Args:
+        uri: The folder.
+        sizes: Path below it -> size in bytes.
+
+    Raises:
+        StorageError: A file is not there, or has another size.
+    """
+    found = list_files(uri)
+    lost = [path for path, size in sizes.items() if found.get(path) != size]
+    if lost:
+        raise StorageError(
+            f"{len(lost)} of {len(sizes)} files written to {uri} are not there, the first is {lost[0]}: "
+            "on several machines the output must be s3:// or a disk that they share"
+        )
 
 
 def publish_folder(uri: str, manifest: dict[str, Any]) -> None:
@@ -243,8 +266,14 @@ def read_many(uris: list[str]) -> list[bytes | Exception]:
     """
     if not uris:
         return []
-    paths = [path_of(uri) for uri in uris]
-    found = filesystem(uris[0]).cat(paths, on_error="return")
-    # fsspec answers with bytes for one path and with a dict for several.
-    contents = found if isinstance(found, dict) else {paths[0]: found}
-    return [contents.get(path, FileNotFoundError(path)) for path in paths]
+    found = filesystem(uris[0])
+
+    def read(uri: str) -> bytes | Exception:
+        try:
+            # cat_file and not cat, which takes "a [1].jpg" for a pattern and does not find it.
+            return cast(bytes, found.cat_file(path_of(uri)))
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(16 if is_remote(uris[0]) else 1, thread_name_prefix="read") as threads:
+        return list(threads.map(read, uris))

@@ -45,7 +45,7 @@ class Progress:
     def _line(self, now: float, note: str) -> str:
         share = self.done / self.total if self.total else 1.0
         line = f"{self.stage}: {self.done:,} of {self.total:,} {self.unit} ({share:.0%}), {now - self._started:.0f} s"
-        if self._first and now > self._first[0] and self.done >= 2 * self._first[1]:
+        if self._first and now - self._first[0] >= 0.5 and self.done >= 2 * self._first[1]:
             rate = (self.done - self._first[1]) / (now - self._first[0])
             line += f", {rate:.1f} {self.unit}/s"
             if self.done < self.total:
@@ -88,5 +88,7 @@ def set_library_defaults() -> None:
     if "RAY_ADDRESS" not in os.environ:
         # Ray's switch for machines that are no cluster's: with it off, every port of a local Ray is bound to 127.0.0.1.
         defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Ray Data's own actors draw an error line about their arguments at every start; what matters reaches Python.
+        defaults["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

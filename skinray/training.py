@@ -7,7 +7,9 @@
 """
 
 import json
+import os
 import platform
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ import skinray
 from skinray import storage
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints, save_bundle
 from skinray.config import TrainSettings
-from skinray.errors import DatasetError, TrainingError
+from skinray.errors import ConfigError, DatasetError, TrainingError
 from skinray.metrics import binary_figures, threshold_for_sensitivity, threshold_youden
 from skinray.photos import cache_photos, list_shards
 from skinray.reports import training_card
@@ -76,8 +78,9 @@ def train(settings: TrainSettings) -> TrainedModel:
         return finished
     dataset = open_dataset(settings.data)
     _check_trainable(dataset, settings)
+    _check_resources(settings)
     initial_weights = _initial_weights(settings, len(dataset.manifest.classes))
-    storage.claim_folder(settings.output, "training", run_identity(settings, dataset))
+    storage.claim_folder(settings.output, "training", run_identity(settings, dataset), keep=True)
     checkpoint = _fit(settings, dataset, initial_weights)
     trained = _export(settings, dataset, checkpoint)
     manifest = {"kind": "skinray-training", "schema_version": 1, "identity": run_identity(settings, dataset), **trained.__dict__}
@@ -115,6 +118,24 @@ def _check_trainable(dataset: PreparedDataset, settings: TrainSettings) -> None:
         absent = [code for code, count in counts.items() if not count]
         if absent:
             raise DatasetError(f"{dataset.uri} has no {', '.join(absent)} photo in its {split} split; prepare with another split")
+
+
+def _check_resources(settings: TrainSettings) -> None:
+    """Refuses what the cluster cannot start; Ray Train would wait for it for ever, because a cluster may grow."""
+    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    wanted = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    for name, each in wanted.items():
+        needed = each * settings.num_workers
+        if needed > cluster.get(name, 0) and not _grows():
+            raise ConfigError(
+                f"{settings.num_workers} workers with {each} {name}s each need {needed}, the cluster has "
+                f"{cluster.get(name, 0):g}: lower num_workers, cpus_per_worker or gpus_per_worker"
+            )
+
+
+def _grows() -> bool:
+    """True on a cluster with an autoscaler, which starts machines for what is asked."""
+    return "RAY_CLUSTER_NAME" in os.environ or os.path.exists(os.path.expanduser("~/ray_bootstrap_config.yaml"))
 
 
 def _initial_weights(settings: TrainSettings, num_classes: int) -> list[npt.NDArray[Any]]:
@@ -181,7 +202,7 @@ def _fit(settings: TrainSettings, dataset: PreparedDataset, initial_weights: lis
 def _reason(error: BaseException) -> str:
     """The last line of the first worker's traceback: the exception itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(" ")]
-    return f"training failed: {lines[-1] if lines else type(error).__name__}; the checkpoints stay, the same command goes on"
+    return f"training failed: {lines[-1] if lines else type(error).__name__}; the same command goes on from the last checkpoint"
 
 
 @contextmanager
@@ -243,6 +264,7 @@ def _export(settings: TrainSettings, dataset: PreparedDataset, checkpoint: ray.t
         "validation": {"photos": len(positive), "roc_auc": state["best_auc"], "epoch": state["best_epoch"]},
         "dataset": {"sha256": dataset.sha256, "split_classes": manifest.split_classes, "settings": manifest.settings},
         "training_settings": settings.recorded(),
+        "code_commit": code_commit(),
         "versions": {name: version(name) for name in ("keras", "numpy", "pillow", "ray", "simplejpeg", "tensorflow")}
         | {"python": platform.python_version(), "skinray": skinray.__version__},
     }
@@ -259,6 +281,17 @@ def _export(settings: TrainSettings, dataset: PreparedDataset, checkpoint: ray.t
     history = "".join(json.dumps(record) + "\n" for record in state["history"])
     storage.write_bytes(storage.join(settings.output, "history.jsonl"), history.encode())
     return TrainedModel(bundle_uri, model_id, state["best_epoch"], state["best_auc"], state["history"])
+
+
+def code_commit() -> str | None:
+    """The commit of the code that runs, where it runs from a checkout or SKINRAY_COMMIT names it; None elsewhere."""
+    if "SKINRAY_COMMIT" in os.environ:
+        return os.environ["SKINRAY_COMMIT"]
+    folder = Path(skinray.__file__).parent
+    if not (folder.parent / ".git").exists():
+        return None
+    asked = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return asked.stdout.strip() or None
 
 
 def _positives(dataset: PreparedDataset) -> npt.NDArray[np.bool_]:

@@ -8,11 +8,13 @@ Photos come from blocks that were decoded once into Ray's object store; `skinray
 """
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import Full
 from typing import Any
 
 import keras
@@ -73,7 +75,7 @@ class WorkerPlan:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingState:
     """How far training has come; stored in every checkpoint.
 
     Attributes:
@@ -88,10 +90,10 @@ class Progress:
     best_auc: float = 0.0
     best_epoch: int = 0
 
-    def after(self, record: dict[str, Any]) -> "Progress":
-        """The progress one epoch later; an equal AUC does not replace the earlier epoch."""
+    def after(self, record: dict[str, Any]) -> "TrainingState":
+        """The state one epoch later; an equal AUC does not replace the earlier epoch."""
         better = self.best_epoch == 0 or record["validation_auc"] > self.best_auc
-        return Progress(
+        return TrainingState(
             epoch=record["epoch"],
             history=[*self.history, record],
             best_auc=record["validation_auc"] if better else self.best_auc,
@@ -127,9 +129,9 @@ def train_worker(config: dict[str, Any]) -> None:
         model.set_weights(ray.get(plan.initial_weights))
         optimizer = build_optimizer(settings, plan.steps_per_epoch)
         optimizer.build(model.trainable_variables)
-    progress, best = _restore(model, optimizer)
+    state, best = _restore(model, optimizer)
     train_step = _train_step(strategy, model, optimizer, plan)
-    predict = _distributed_predict(strategy, model, settings, len(plan.classes), rank, num_workers)
+    predict = _distributed_predict(strategy, model, settings, len(plan.classes), rank, num_workers, watchdog)
     train_photos = CachedReader(plan.train, held_rows=2 * WINDOW_ROWS)
     train_labels = plan.class_positions(plan.train)
     validation_photos = CachedReader(plan.validation, held_rows=WINDOW_ROWS)
@@ -138,7 +140,7 @@ def train_worker(config: dict[str, Any]) -> None:
     def read(rows: npt.NDArray[np.int64]) -> Batch:
         return train_photos.read(rows), train_labels[rows]
 
-    for epoch in range(progress.epoch, settings.epochs):
+    for epoch in range(state.epoch, settings.epochs):
         started = time.monotonic()
         order = epoch_order(plan.train.block_rows, settings.seed, epoch)
         rows = worker_batches(order, settings.global_batch_size, rank, num_workers, 0, plan.steps_per_epoch)
@@ -157,14 +159,22 @@ def train_worker(config: dict[str, Any]) -> None:
             "data_wait_s": waited_s,
             "epoch_s": time.monotonic() - started,
         }
-        progress = progress.after(record)
-        if progress.best_epoch == progress.epoch:
+        state = state.after(record)
+        if state.best_epoch == state.epoch:
             best = BestEpoch(weights=model.get_weights(), logits=logits)
         if rank == 0:
-            plan.report.put(record)
-        _checkpoint(rank, model, optimizer, progress, best, record)
+            _say(plan.report, record)
+        _checkpoint(rank, model, optimizer, state, best, record)
         watchdog.beat()
     watchdog.stop()
+
+
+def _say(report: Any, record: dict[str, Any]) -> None:
+    """Tells the person who watches, if the queue is still there: its loss with a node must not end the training."""
+    try:
+        report.put(record, timeout=10)
+    except (ray.exceptions.RayError, Full):
+        logging.getLogger(__name__).warning("epoch %s could not be reported", record["epoch"])
 
 
 def build_optimizer(settings: TrainSettings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
@@ -254,7 +264,13 @@ def _run_epoch(
 
 
 def _distributed_predict(
-    strategy: tf.distribute.Strategy, model: keras.Model, settings: TrainSettings, num_classes: int, rank: int, num_workers: int
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    settings: TrainSettings,
+    num_classes: int,
+    rank: int,
+    num_workers: int,
+    watchdog: Watchdog,
 ) -> Callable[[CachedReader, int], npt.NDArray[np.float32]]:
     """Exact distributed inference: every row once, whatever the number of workers; all ranks get all logits."""
     size = settings.preprocessing.image_size_px
@@ -274,6 +290,7 @@ def _distributed_predict(
         for start in range(0, len(mine), batch_size):
             rows = mine[start : start + batch_size]
             padded = np.resize(rows, batch_size)  # a short last batch repeats its rows
+            watchdog.beat()
             logits[rows] = forward(tf.constant(photos.read(padded))).numpy()[: len(rows)]
         # Each row is zero on all workers but one, so the sum is that one's value, exactly.
         local_replicas = max(1, settings.gpus_per_worker)
@@ -297,19 +314,19 @@ def cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]
     return -float(scipy.special.log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
 
 
-def _restore(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> tuple[Progress, BestEpoch | None]:
+def _restore(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> tuple[TrainingState, BestEpoch | None]:
     """Goes on from the run's last checkpoint when it has one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return Progress(), None
+        return TrainingState(), None
     with checkpoint.as_directory() as folder:
         path = Path(folder)
         model.load_weights(path / WEIGHTS)
         with np.load(path / OPTIMIZER) as stored:
             for variable, name in zip(optimizer.variables, stored.files, strict=True):
                 variable.assign(stored[name])
-        progress = Progress(**json.loads((path / STATE).read_bytes()))
-        return progress, read_best(path)
+        state = TrainingState(**json.loads((path / STATE).read_bytes()))
+        return state, read_best(path)
 
 
 def read_best(folder: Path) -> BestEpoch:
@@ -323,7 +340,7 @@ def _checkpoint(
     rank: int,
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer,
-    progress: Progress,
+    state: TrainingState,
     best: BestEpoch | None,
     record: dict[str, Any],
 ) -> None:
@@ -338,5 +355,5 @@ def _checkpoint(
         np.savez(path / OPTIMIZER, **optimizer_values)  # type: ignore[arg-type]
         best_weights = {f"{number:05d}": weight for number, weight in enumerate(best.weights)}
         np.savez(path / BEST, logits=best.logits, **best_weights)  # type: ignore[arg-type]
-        (path / STATE).write_text(json.dumps(asdict(progress)))
+        (path / STATE).write_text(json.dumps(asdict(state)))
         ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))

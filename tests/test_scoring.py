@@ -27,7 +27,8 @@ def archive(drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("archive")
     paths = sorted((drawn_photos / "images").iterdir())[:60]
     for number, path in enumerate(paths):
-        target = folder / f"visit {number % 2}" / path.name
+        # A name that a shell would take for a pattern is a name.
+        target = folder / f"visit {number % 2}" / path.name.replace("SYN_", "[*] ?")
         target.parent.mkdir(exist_ok=True)
         shutil.copy(path, target)
     for kind, path in zip(BROKEN_KINDS, sorted(folder.rglob("*.jpg"))[::9], strict=False):

@@ -244,12 +244,26 @@ def test_a_folder_comes_back_as_it_was_uploaded(place: str, tmp_path: Path) -> N
         (tmp_path / "from" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / path).write_bytes(content)
     storage.upload_folder(tmp_path / "from", storage.join(place, "stored"))
-    storage.download_folder(storage.join(place, "stored"), tmp_path / "to")
-    returned = {path: (tmp_path / "to" / path).read_bytes() for path in storage.list_files(str(tmp_path / "to"))}
-    assert returned == files
+    stored = storage.join(place, "stored")
+    assert {path: storage.read_bytes(storage.join(stored, path)) for path in storage.list_files(stored)} == files
 
 
 # Many files
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name(place: str) -> None:
+    uris = [storage.join(place, name) for name in ("a [1].jpg", "b*.jpg", "what?.jpg")]
+    for uri in uris:
+        storage.write_bytes(uri, uri.encode())
+    assert storage.read_many(uris) == [uri.encode() for uri in uris]
+
+
+def test_files_that_lie_elsewhere_are_missed_before_publishing(place: str) -> None:
+    storage.write_bytes(storage.join(place, "run/part-0.parquet"), b"123")
+    storage.check_written(storage.join(place, "run"), {"part-0.parquet": 3})
+    for wrong in ({"part-0.parquet": 4}, {"part-0.parquet": 3, "part-1.parquet": 3}):
+        with pytest.raises(StorageError, match="disk that they share"):
+            storage.check_written(storage.join(place, "run"), wrong)
 
 
 def test_many_files_come_in_the_order_asked_for(place: str) -> None:
@@ -298,8 +312,10 @@ def test_an_unfinished_run_is_taken_over_with_the_same_settings(place: str) -> N
     run = storage.join(place, "run")
     storage.claim_folder(run, "dataset", SETTINGS)
     storage.write_bytes(storage.join(run, "part.parquet"), b"x")
+    storage.claim_folder(run, "dataset", SETTINGS, keep=True)
+    assert storage.read_bytes(storage.join(run, "part.parquet")) == b"x", "kept, to go on from it"
     storage.claim_folder(run, "dataset", SETTINGS)
-    assert storage.read_bytes(storage.join(run, "part.parquet")) == b"x"
+    assert set(storage.list_files(run)) == {storage.INCOMPLETE_NAME}, "removed, so that no stale file is published"
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("dataset", {"seed": 1}), ("predictions", {}), ("dataset", {"more": None})])

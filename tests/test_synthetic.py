@@ -1,4 +1,4 @@
-"""Drawn lesions: the same every time, plausible, and told apart by nothing but what is drawn."""
+"""Drawn data sets: the same every time, well-formed, and their labels told by nothing but the lesions' signs."""
 
 import csv
 import io
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -18,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skinray import synthetic
 
-PHOTOS = 300
+PHOTOS = 120
 
 
 def read_metadata(folder: Path) -> list[dict[str, str]]:
@@ -30,15 +29,10 @@ def read_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def draw(severity: float, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    return synthetic.draw_lesion(severity, patient_seed=seed, lesion_seed=seed + 1, photo_seed=seed + 2)
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One data set of 320 photos, drawn by two processes."""
     folder = tmp_path_factory.mktemp("synthetic")
-    synthetic.draw_dataset(folder, PHOTOS, seed=5, workers=2)
+    synthetic.draw_dataset(folder, PHOTOS, seed=5)
     return folder
 
 
@@ -48,14 +42,14 @@ def rows(dataset: Path) -> list[dict[str, str]]:
 
 
 def test_same_seed_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
-    synthetic.draw_dataset(tmp_path / "one", 9, seed=1)
-    synthetic.draw_dataset(tmp_path / "two", 9, seed=1, workers=2)
+    synthetic.draw_dataset(tmp_path / "one", 6, seed=1)
+    synthetic.draw_dataset(tmp_path / "two", 6, seed=1, workers=2)
     assert read_bytes(tmp_path / "one") == read_bytes(tmp_path / "two")
 
 
 def test_other_seed_other_photos_and_names(tmp_path: Path) -> None:
-    synthetic.draw_dataset(tmp_path / "one", 5, seed=1)
-    synthetic.draw_dataset(tmp_path / "two", 5, seed=2)
+    synthetic.draw_dataset(tmp_path / "one", 3, seed=1)
+    synthetic.draw_dataset(tmp_path / "two", 3, seed=2)
     one, two = read_bytes(tmp_path / "one"), read_bytes(tmp_path / "two")
     assert set(one) & set(two) == {"metadata.csv"}
     assert not set(one.values()) & set(two.values())
@@ -125,60 +119,31 @@ def test_every_photo_is_a_bare_jpeg_of_one_size(dataset: Path) -> None:
             assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
 
 
-def test_photos_of_one_lesion_differ() -> None:
-    seeds = {"patient_seed": 1, "lesion_seed": 2}
-    first, _ = synthetic.draw_lesion(0.0, **seeds, photo_seed=3)
-    second, _ = synthetic.draw_lesion(0.0, **seeds, photo_seed=4)
-    assert np.abs(first.astype(float) - second).mean() > 5
-
-
-@pytest.mark.parametrize("severity", [-4.0, -1.5, 0.0, 1.5, 4.0])
-def test_mask_covers_the_lesion(severity: float) -> None:
-    for seed in range(0, 60, 10):
-        photo, mask = draw(severity, seed)
-        assert photo.shape == (450, 600, 3)
-        assert photo.dtype == np.uint8
-        assert mask.shape == (450, 600)
-        assert mask.dtype == np.bool_
-        assert 0.04 < mask.mean() < 0.35
-        # Around the lesion, but within the circle that a vignette leaves light.
-        across, down = np.meshgrid(np.arange(600) - 299.5, np.arange(450) - 224.5)
-        skin = ~mask & (np.hypot(across, down) < 225)
-        assert photo[mask].mean() < 0.85 * photo[skin].mean()
-
-
-def test_the_severity_changes_neither_area_nor_pose() -> None:
-    for seed in range(0, 40, 10):
-        mild, severe = draw(-3.0, seed)[1], draw(3.0, seed)[1]
-        assert severe.sum() == pytest.approx(mild.sum(), rel=0.05)
-        assert (mild & severe).sum() > 0.6 * mild.sum()
-
-
 def test_label_cannot_be_told_from_size_colour_or_area(dataset: Path, rows: list[dict[str, str]]) -> None:
+    # 120 photos of 61 lesions, 18 of them malignant. With the labels dealt out anew among the lesions, the AUC of a single
+    # number is 0.50 with a standard error of 0.06 (size) to 0.08 (the others), that of a cross-validated model 0.42 with
+    # 0.10: the bars stand three of them away. So this finds only gross leaks, but also those of planning and writing;
+    # tests/test_drawing.py finds the small ones of drawing.
     malignant = np.array([row["label"] == "malignant" for row in rows])
-    patients = np.array([row["patient_id"] for row in rows])
-    paths = [dataset / "images" / f"{row['image_id']}.jpg" for row in rows]
-    size = np.array([[path.stat().st_size] for path in paths], dtype=float)
-    colour, area = [], []
-    for path in paths:
+    patients = [row["patient_id"] for row in rows]
+    found: list[list[float]] = []
+    for row in rows:
+        path = dataset / "images" / f"{row['image_id']}.jpg"
         with Image.open(path) as image:
             image.draft("RGB", (300, 225))
             pixels = np.asarray(image, dtype=float)
-        colour.append(pixels.mean(axis=(0, 1)))
         # The lesion as anyone would find it: what is clearly darker than most of the photo.
         green = pixels[..., 1][20:-20, 40:-40]
-        area.append([(green < 0.75 * np.median(green)).sum()])
-    shortcuts = {"size": size, "colour": np.array(colour), "area": np.array(area, dtype=float)}
-    shortcuts["together"] = np.hstack(list(shortcuts.values()))
-    for name, features in shortcuts.items():
-        for model in (
-            make_pipeline(StandardScaler(), LogisticRegression()),
-            GradientBoostingClassifier(n_estimators=30, max_depth=2, random_state=0),
-        ):
-            scores = cross_val_predict(model, features, malignant, groups=patients, cv=GroupKFold(5), method="predict_proba")[
-                :, 1
-            ]
-            assert roc_auc_score(malignant, scores) < 0.7, (name, type(model).__name__)
+        found.append([path.stat().st_size, *pixels.mean(axis=(0, 1)), (green < 0.75 * np.median(green)).sum()])
+    shortcuts = np.array(found)
+    for name, shortcut in zip(("size", "red", "green", "blue", "area"), shortcuts.T, strict=True):
+        assert 0.25 < roc_auc_score(malignant, shortcut) < 0.75, name
+    for model in (
+        make_pipeline(StandardScaler(), LogisticRegression()),
+        GradientBoostingClassifier(n_estimators=30, max_depth=2, random_state=0),
+    ):
+        scores = cross_val_predict(model, shortcuts, malignant, groups=patients, cv=GroupKFold(5), method="predict_proba")
+        assert roc_auc_score(malignant, scores[:, 1]) < 0.75, type(model).__name__
 
 
 @pytest.mark.parametrize("how", synthetic.BROKEN_KINDS)

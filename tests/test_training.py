@@ -1,4 +1,8 @@
+import contextlib
 import json
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -87,6 +91,59 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(prepared: PreparedDa
     again = train(settings)
     assert again.history == whole.history, "no epoch was trained a second time"
     assert largest_difference(weights_of(again), weights) == 0
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_been(prepared: PreparedDataset, tmp_path: Path) -> None:
+    def settings(name: str) -> TrainSettings:
+        return toy_settings(prepared.uri, tmp_path / name, epochs=4, precision="float64")
+
+    undisturbed = train(settings("undisturbed"))
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not list((tmp_path / "disturbed" / "checkpoints").glob("checkpoint_*/state.json")):
+            time.sleep(0.02)
+        killed.append(training_workers()[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    disturbed = train(settings("disturbed"))
+    killer.join(timeout=10)
+    assert killed
+    assert [record["epoch"] for record in disturbed.history] == [1, 2, 3, 4]
+    assert largest_difference(weights_of(disturbed), weights_of(undisturbed)) <= 1e-6
+    losses = [[record["train_loss"] for record in run.history] for run in (disturbed, undisturbed)]
+    assert np.allclose(*losses, rtol=1e-9)
+
+
+def training_workers() -> list[int]:
+    """The process ids of the training workers below this process."""
+    parent_of: dict[int, int] = {}
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent_of[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if (entry / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                    found.append(int(entry.name))
+
+    def ours(process: int) -> bool:
+        while process in parent_of:
+            process = parent_of[process]
+            if process == os.getpid():
+                return True
+        return False
+
+    return [process for process in found if ours(process)]
+
+
+def test_more_workers_than_the_cluster_can_start_are_refused(prepared: PreparedDataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the cluster has 0"):
+        train(toy_settings(prepared.uri, tmp_path / "run", gpus_per_worker=1))
+    with pytest.raises(ConfigError, match="lower num_workers"):
+        train(toy_settings(prepared.uri, tmp_path / "run", num_workers=8))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
