@@ -130,7 +130,7 @@ def write_predictions(
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     files: list[dict[str, Any]] = []
-    flagged = 0
+    flagged, seconds = 0, 0.0
     for block in classified_blocks(bundle, listing, settings, run_uri).iter_rows():
         files.append({name: block[name] for name in ("path", "rows", "bytes", "sha256")})
         statuses.update({"scored": block["rows"] - block["failed"], "failed": block["failed"]})
@@ -138,12 +138,12 @@ def write_predictions(
         flagged += block["flagged"]
         decoded.append((block["decoded_at"], block["rows"]))
         first_classified = min(first_classified, block["classified_from"])
+        seconds = time.time() - started  # to the last block; what follows is the pipeline's taking down
         progress.advance(block["rows"], f"{statuses['failed']:,} failed" if statuses["failed"] else "")
     progress.close()
     written = sum(file["rows"] for file in files)
     if written != listing.rows or len({file["path"] for file in files}) != len(files):
         raise ScoringError(f"{run_uri}: {listing.rows} photos were listed but {written} rows written; run it again")
-    seconds = time.time() - started
     storage.check_written(run_uri, {file["path"]: file["bytes"] for file in files})
     summary = RunSummary(
         uri=run_uri,
