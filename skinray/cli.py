@@ -11,13 +11,14 @@ import datetime
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import skinray
-from skinray import telemetry
+from skinray import errors, telemetry
 from skinray.config import (
     BenchmarkSettings,
     DemoSettings,
@@ -103,6 +104,12 @@ def explained(error: BaseException) -> SkinrayError | None:
         if isinstance(link, SkinrayError) and not isinstance(link, RayError):
             return link
         link = getattr(link, "cause", None) or link.__cause__ or link.__context__
+    # Ray Data hands on the text of what its workers raise and not the exception.
+    told = re.findall(r"^skinray\.errors\.(\w+): (.+)$", str(error), re.MULTILINE) if isinstance(error, RayError) else []
+    if told:
+        name, message = told[-1]
+        known: SkinrayError = getattr(errors, name)(message)
+        return known
     if isinstance(error, (OSError, ConnectionError)):
         return SkinrayError(f"{type(error).__name__}: {error}")
     return None

@@ -57,7 +57,19 @@ _STATUS_OF_CODE: dict[ImageErrorCode, HTTPStatus] = {
     "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
 }
 
-api = FastAPI(title="skinray", description=NOT_A_DEVICE)
+# Without the interactive documentation, whose scripts come from the internet; /openapi.json describes the interface.
+api = FastAPI(title="skinray", description=NOT_A_DEVICE, docs_url=None, redoc_url=None)
+
+_FILE = {"type": "string", "format": "binary"}
+_PHOTO_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": _FILE},
+            "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _FILE}}},
+        },
+    }
+}
 
 
 class BuildArgs(BaseModel):
@@ -172,7 +184,7 @@ class SkinrayApi:
             "operating_points": bundle.operating_points.model_dump(mode="json"),
         }
 
-    @api.post("/v1/predict")
+    @api.post("/v1/predict", openapi_extra=_PHOTO_BODY)
     async def predict(self, request: Request) -> dict[str, Any]:
         """Classifies one photo: the body itself, or the first file of a multipart form."""
         data = await _photo_of(request)

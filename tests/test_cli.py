@@ -204,3 +204,34 @@ def wait_for_jobs(address: str, environment: dict[str, str]) -> None:
         if subprocess.run(command, env=environment, capture_output=True, timeout=120).returncode == 0:
             return
     raise TimeoutError(f"{address} takes no jobs")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("where", ["task", "pipeline"])
+def test_what_a_worker_says_reaches_the_person_as_one_line(ray_cluster: None, where: str) -> None:
+    import ray
+    import ray.data
+
+    from skinray.cli import explained
+    from skinray.errors import StorageError
+
+    def fail(block: object) -> object:
+        raise StorageError("cannot write s3://bucket/part: access denied")
+
+    def run_it() -> None:
+        if where == "task":
+            ray.get(ray.remote(fail).remote(None))
+        else:
+            ray.data.range(1).map_batches(fail).materialize()
+
+    with pytest.raises(Exception, match="access denied") as caught:
+        run_it()
+    known = explained(caught.value)
+    assert type(known) is StorageError
+    assert str(known) == "cannot write s3://bucket/part: access denied"
+
+
+def test_a_bug_of_ours_keeps_its_traceback() -> None:
+    from skinray.cli import explained
+
+    assert explained(ZeroDivisionError()) is None

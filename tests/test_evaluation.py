@@ -138,5 +138,9 @@ def test_the_page_names_the_model_and_says_it_is_not_a_medical_device(served: st
     assert trained.model_id in page
     assert "not a medical device" in page
     assert "{{" not in page
+    assert "http://" not in page
+    assert "https://" not in page, "the page works without the internet"
+    with urllib.request.urlopen(f"{served}openapi.json", timeout=30) as response:
+        assert "multipart/form-data" in json.load(response)["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
     with urllib.request.urlopen(f"{served}v1/model", timeout=30) as response:
         assert json.load(response)["labels"]["malignant"] == ["malignant"]

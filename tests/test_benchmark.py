@@ -1,0 +1,25 @@
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from skinray.cli import main
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_benchmark_writes_every_rate_and_the_ratios_that_follow(
+    ray_cluster: None, drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "cnn_sequential", "--image-size-px", "32", "--photos", "64", "--rounds", "1"]
+    file = tmp_path / "figures.json"
+    assert main(["benchmark", "score", *arguments, "--input", str(drawn_photos / "images"), "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    rates = {name: figures[f"{name}_images_per_s"] for name in ("decode", "forward", "ceiling", "keras", "pipeline")}
+    assert min(rates.values()) > 0
+    assert rates["ceiling"] == pytest.approx(1 / (1 / rates["decode"] + 1 / rates["forward"]))
+    assert figures["ratio_to_ceiling"] == pytest.approx(rates["pipeline"] / rates["ceiling"])
+    assert figures["ratio_to_keras"] == pytest.approx(rates["pipeline"] / rates["keras"])
+    assert figures["pipeline_images_per_s"] == statistics.median(figures["readings"]["pipeline"])
+    assert f"pipeline / ceiling {figures['ratio_to_ceiling']:.2f}" in capsys.readouterr().out

@@ -1,0 +1,34 @@
+"""The tour for a newcomer, as the newcomer runs it."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from skinray import storage
+from skinray.bundle import load_bundle
+from skinray.cli import main
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_demo_makes_all_that_its_table_says(ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "demo"
+    assert main(["demo", "--output", str(output), "--photos", "700"]) == 0
+    captured = capsys.readouterr()
+    table = [line.split()[0] for line in captured.out.splitlines() if line and not line.startswith(" ")]
+    assert [name for name in table if name in captured.err] == ["draw", "prepare", "train", "evaluate", "score", "serve"]
+    assert "not a medical device" in captured.out
+    assert captured.err.count("epoch ") >= 15, "a line an epoch"
+
+    bundle = load_bundle(str(output / "training" / "bundle"))
+    metrics = storage.read_json(str(output / "evaluation" / "metrics.json"))
+    assert metrics["model_id"] == bundle.model_id
+    assert metrics["roc_auc"] >= 0.90
+    assert (output / "evaluation" / "roc.png").is_file()
+
+    rows = pd.read_parquet(output / "predictions")
+    assert len(rows) == 1000
+    assert rows["image_id"].is_unique
+    assert rows["status"].value_counts().to_dict() == {"scored": 980, "failed": 20}
+    assert rows.loc[rows["status"] == "failed", "error_code"].notna().all()
