@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ray import serve
 
 from skinray import storage
 from skinray.config import (
@@ -32,7 +31,7 @@ from skinray.evaluation import evaluate
 from skinray.images import Preprocessing
 from skinray.reports import NOT_A_DEVICE
 from skinray.scoring import RunSummary, score_archive
-from skinray.serving import start_serving
+from skinray.serving import start_serving, stop_serving
 from skinray.shards import prepare_dataset
 from skinray.synthetic import BROKEN_KINDS, break_file, draw_dataset
 from skinray.telemetry import say
@@ -138,7 +137,7 @@ def _serve_one(trained: TrainedModel, summary: RunSummary, archive: Path) -> flo
         with urllib.request.urlopen(request, timeout=60) as response:
             answer: dict[str, Any] = json.load(response)
     finally:
-        serve.delete("skinray")
+        stop_serving()
     columns = [name for name in answer if name.startswith("prob_")]
     difference = float(max(abs(answer[name] - float(row[name])) for name in columns))
     scores = f"{answer['malignancy_score']:.6f} over HTTP, {row['malignancy_score']:.6f} in Parquet"

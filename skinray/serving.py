@@ -14,6 +14,7 @@ Photos are decoded before they are batched, so that a broken one fails alone. Er
 import asyncio
 import signal
 import threading
+import urllib.request
 from collections.abc import AsyncGenerator
 from http import HTTPStatus
 from importlib.resources import files
@@ -33,7 +34,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from skinray import storage
 from skinray.bundle import load_bundle
 from skinray.config import ServeSettings
-from skinray.errors import ImageError, ImageErrorCode
+from skinray.errors import ImageError, ImageErrorCode, SkinrayError
 from skinray.images import decode_photo
 from skinray.predictions import prediction_answer
 from skinray.reports import NOT_A_DEVICE
@@ -231,7 +232,21 @@ def start_serving(settings: ServeSettings) -> str:
     app = build_app(BuildArgs(bundle=settings.bundle))
     serve.start(http_options={"host": settings.host, "port": settings.port})
     serve.run(app, name="skinray", route_prefix="/")
-    return f"http://{settings.host}:{settings.port}/"
+    address = f"http://{settings.host}:{settings.port}/"
+    try:
+        with urllib.request.urlopen(f"{address}healthz", timeout=60):
+            return address
+    except OSError as error:
+        stop_serving()
+        # Serve has one port a cluster, which the first to start it chose.
+        raise SkinrayError(f"{address} does not answer ({error}): does Serve run on this cluster with another port?") from error
+
+
+def stop_serving() -> None:
+    """Takes the application down, and Serve with it when nothing else is served: its port is free again."""
+    serve.delete("skinray")
+    if not serve.status().applications:
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def serve_until_stopped(settings: ServeSettings) -> None:
@@ -242,4 +257,4 @@ def serve_until_stopped(settings: ServeSettings) -> None:
     address = start_serving(settings)
     say(f"serving {settings.bundle} on {address}; {NOT_A_DEVICE} Ctrl-C stops it.")
     stopped.wait()
-    serve.delete("skinray")
+    stop_serving()

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
-from ray import serve
 
 from skinray import storage
 from skinray.bundle import load_bundle
@@ -18,7 +17,7 @@ from skinray.config import EvaluateSettings, ScoreSettings, ServeSettings
 from skinray.errors import OutputExistsError
 from skinray.evaluation import evaluate
 from skinray.scoring import score_archive
-from skinray.serving import start_serving
+from skinray.serving import start_serving, stop_serving
 from skinray.shards import PreparedDataset
 from skinray.training import TrainedModel
 from tests.conftest import free_port
@@ -36,7 +35,7 @@ def evaluation(trained: TrainedModel, prepared: PreparedDataset, tmp_path_factor
 @pytest.fixture(scope="module")
 def served(trained: TrainedModel) -> Iterator[str]:
     yield start_serving(ServeSettings(bundle=trained.bundle_uri, port=free_port()))
-    serve.shutdown()
+    stop_serving()
 
 
 def post(url: str, body: bytes, content_type: str = "application/octet-stream") -> tuple[int, dict[str, Any], dict[str, str]]:
