@@ -41,7 +41,7 @@ class Classifier:
         signature = tf.TensorSpec((None, size, size, 3), tf.uint8)
         traced = tf.function(lambda photos: model(photos, training=False), input_signature=[signature])
         # With its variables made constants, grappler folds each BatchNorm into its convolution: a quarter faster for
-        # ResNet-50 on a CPU. XLA is as fast there, but runs MobileNet's depthwise convolutions 15 times slower.
+        # ResNet-50 on a CPU. XLA is as fast there, but was 15 times slower for MobileNet (one reading each, busy machine).
         self._forward: Any = convert_variables_to_constants_v2(traced.get_concrete_function())
         self._forward(tf.zeros((1, size, size, 3), tf.uint8))  # so that the first photo is not the slow one
 

@@ -196,7 +196,7 @@ def _strategy(settings: TrainSettings) -> tf.distribute.Strategy:
     implementation = tf.distribute.experimental.CommunicationImplementation
     # Without timeout_seconds: TensorFlow 2.21 keeps a sleeping thread for every collective until its timeout has passed,
     # and BatchNorm alone makes over a hundred collectives a step. At 600 s, MobileNet's workers held 10,000 threads after
-    # two minutes and were aborted at 32,000, when the process could map no more stacks. `Watchdog` does this instead.
+    # two minutes and were aborted after four, when a thread could not be made. `Watchdog` does this instead.
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=implementation.NCCL if settings.gpus_per_worker else implementation.RING
     )

@@ -34,7 +34,7 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 def test_one_worker_and_two_reach_the_same_weights(prepared: PreparedDataset, tmp_path: Path) -> None:
     def run(num_workers: int, **changes: Any) -> dict[str, Any]:
         name = f"{num_workers}-{len(changes)}"
-        # In float64, because rounding in float32 grows some threefold a step and would hide an error of the method.
+        # In float64, because rounding in float32 grows from step to step and would hide an error of the method.
         settings = toy_settings(prepared.uri, tmp_path / name, num_workers=num_workers, precision="float64", **changes)
         return weights_of(train(settings))
 
