@@ -1,121 +1,135 @@
-"""Readers of published data sets: each turns one layout into the same catalog, one row a photo.
+"""A published data set -> a catalog: the same table for every layout, one row a photo.
 
-A catalog is a pandas table with the columns of `CATALOG_COLUMNS`. `diagnosis` is a code of `skinray.taxonomy`; what a
-data set does not say is None.
+The first step of `prepare` and `audit`. `skinray.layouts` knows where each data set writes what; this module checks what
+a layout found and brings it into one form. `diagnosis` is a code of `skinray.taxonomy`, or the data set's own label where
+no code is known for it, which the target decides on later. What a data set does not say is None.
 """
 
-import io
-import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 from skinray import storage
-from skinray.config import CatalogName
-from skinray.errors import CatalogError
-from skinray.images import SUFFIXES
-from skinray.taxonomy import DIAGNOSES
+from skinray.config import CatalogName, CsvSettings
+from skinray.errors import CatalogError, ConfigError
+from skinray.layouts import LAYOUTS, NOT_STATED, Files
+from skinray.taxonomy import DIAGNOSES, diagnosis_of, label_key
 
-CATALOG_COLUMNS = ("image_id", "image_uri", "image_bytes", "diagnosis", "lesion_id", "patient_id", "age", "sex", "site", "source")
+CATALOG_COLUMNS = (
+    "image_id", "image_uri", "image_bytes", "diagnosis", "lesion_id", "patient_id", "age", "sex", "site", "split", "source",
+)  # fmt: skip
+
+_SEXES: Mapping[str, str] = {"male": "male", "m": "male", "female": "female", "f": "female"}
 
 
-def read_catalog(name: CatalogName, source: str) -> pd.DataFrame:
-    """Reads a data set's own metadata and finds its photos.
+@dataclass(frozen=True)
+class CatalogSource:
+    """Where a data set lies and how to read it.
+
+    Attributes:
+        name: The layout.
+        uri: Folder or s3:// prefix that holds the data set.
+        csv: Which columns say what, for the layout "csv".
+        labels: The user's own labels -> diagnosis codes, in any case and spelling; they win over what skinray knows.
+    """
+
+    name: CatalogName
+    uri: str
+    csv: CsvSettings = field(default_factory=CsvSettings)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What a data set says of its photos.
+
+    Attributes:
+        photos: One row a photo, sorted by image_id, with `CATALOG_COLUMNS`. image_uri is absolute; image_bytes the file's
+            size in bytes; diagnosis a code, or the label as written where no code is known, never empty; age in years
+            (float, NaN when unknown); sex "male", "female" or None; split "train", "validation" or "test" where the data
+            set came divided, else None; source the layout's name. Text columns hold str or None.
+        listed_duplicates: Pairs of image_ids that the data set itself lists as the same photo.
+    """
+
+    photos: pd.DataFrame
+    listed_duplicates: tuple[tuple[str, str], ...]
+
+
+def read_catalog(source: CatalogSource) -> Catalog:
+    """Reads a data set's own metadata and finds its photos, without opening one.
 
     Args:
-        name: The layout.
-        source: Folder or s3:// prefix that holds the data set.
+        source: The layout, the folder or prefix, and what the user knows of its labels.
 
     Returns:
-        One row a photo, sorted by image_id, with `CATALOG_COLUMNS`: image_uri is absolute, image_bytes the file's size
-        in bytes, age in years (float, NaN when unknown), the others str or None.
+        The photos, and the duplicates that the data set lists itself.
 
     Raises:
-        CatalogError: The metadata file, a column or a photo is missing, an image_id stands twice, or a diagnosis is unknown.
+        CatalogError: A metadata file, a column, a label or a photo is missing, or one stands twice.
+        ConfigError: A label of the user's is mapped to no diagnosis code, or to two.
         StorageError: The source cannot be read.
     """
-    catalog = _READERS[name](source)
-    if catalog.empty:
-        raise CatalogError(f"{source}: the {name} catalog lists no photos")
-    repeated = catalog["image_id"][catalog["image_id"].duplicated()]
-    if len(repeated):
-        raise CatalogError(f"{source}: {len(repeated)} image_ids stand more than once, the first is {repeated.iloc[0]!r}")
-    unknown = catalog.loc[~catalog["diagnosis"].isin(list(DIAGNOSES)), "diagnosis"].value_counts()
-    if len(unknown):
-        listed = ", ".join(f"{label!r} ({count} photos)" for label, count in unknown.items())
-        raise CatalogError(f"{source}: unknown diagnoses {listed}; known are {', '.join(sorted(DIAGNOSES))}")
-    return catalog.sort_values("image_id", ignore_index=True)[list(CATALOG_COLUMNS)]
-
-
-def _read_ham10000(source: str) -> pd.DataFrame:
-    """HAM10000 as published: `HAM10000_metadata.csv` (or without suffix) beside folders of `<image_id>.jpg`."""
-    files = storage.list_files(source)
-    metadata_path = _one_of(source, files, ("HAM10000_metadata.csv", "HAM10000_metadata"))
-    metadata = _read_csv(source, metadata_path, ("lesion_id", "image_id", "dx", "age", "sex", "localization"))
-    return _catalog(source, files, metadata, {"dx": "diagnosis", "localization": "site"}, "ham10000")
-
-
-def _read_synthetic(source: str) -> pd.DataFrame:
-    """What `skinray.synthetic.draw_dataset` writes: `metadata.csv` and `images/`."""
-    files = storage.list_files(source)
-    metadata_path = _one_of(source, files, ("metadata.csv",))
-    columns = ("image_id", "lesion_id", "patient_id", "label", "age", "sex", "site")
-    return _catalog(source, files, _read_csv(source, metadata_path, columns), {"label": "diagnosis"}, "synthetic")
-
-
-_READERS: Mapping[CatalogName, Callable[[str], pd.DataFrame]] = {
-    "ham10000": _read_ham10000,
-    "synthetic": _read_synthetic,
-}
-
-
-_NOT_STATED = frozenset({"", "unknown", "NA", "nan"})
-
-
-def _one_of(source: str, files: Mapping[str, int], names: tuple[str, ...]) -> str:
-    for name in names:
-        if name in files:
-            return name
-    raise CatalogError(f"{source}: no {' or '.join(names)} among its {len(files)} files; is this the right folder and --catalog?")
-
-
-def _read_csv(source: str, path: str, columns: tuple[str, ...]) -> pd.DataFrame:
-    uri = storage.join(source, path)
-    try:
-        table = pd.read_csv(io.BytesIO(storage.read_bytes(uri)), dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise CatalogError(f"{uri}: not a CSV file: {' '.join(str(error).split())}") from error
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise CatalogError(f"{uri}: missing columns {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
-    return table
-
-
-def _catalog(
-    source: str, files: Mapping[str, int], metadata: pd.DataFrame, renamed: Mapping[str, str], name: str
-) -> pd.DataFrame:
-    """Joins a metadata table with the photos found below the source, by file name without its ending."""
-    photos: dict[str, str] = {}
-    for path in files:
-        stem, suffix = posixpath.splitext(posixpath.basename(path))
-        if suffix.lower() in SUFFIXES:
-            if stem in photos:
-                raise CatalogError(f"{source}: two photos are called {stem}: {photos[stem]} and {path}")
-            photos[stem] = path
-    table = metadata.rename(columns=dict(renamed))
-    table["source"] = name
-    missing = [image_id for image_id in table["image_id"] if image_id not in photos]
-    if missing:
+    uri = storage.normalize(source.uri)
+    files = Files(uri, storage.list_files(uri), source.csv, _own_labels(source.labels))
+    listing = LAYOUTS[source.name](files)
+    rows = listing.rows
+    if rows.empty:
+        raise CatalogError(f"{uri}: the {source.name} catalog lists no photos")
+    for column, what in (("image_id", "image_ids"), ("path", "photos")):
+        repeated = rows[column][rows[column].duplicated()]
+        if len(repeated):
+            raise CatalogError(f"{uri}: {len(repeated)} {what} stand more than once, the first is {repeated.iloc[0]!r}")
+    unlabelled = rows["image_id"][rows["diagnosis"] == ""]
+    if len(unlabelled):
         raise CatalogError(
-            f"{source}: {len(missing)} of {len(table)} photos in the metadata have no file, the first is {missing[0]}"
+            f"{uri}: {len(unlabelled)} of {len(rows)} photos have no label, the first is {unlabelled.iloc[0]!r}; "
+            "fill it in, or take these rows out"
         )
-    paths = [photos[image_id] for image_id in table["image_id"]]
-    table["image_uri"] = [storage.join(source, path) for path in paths]
-    table["image_bytes"] = [files[path] for path in paths]
-    for column in ("lesion_id", "patient_id", "sex", "site"):
-        values = table[column] if column in table else [""] * len(table)
-        known = [None if value in _NOT_STATED else value for value in values]
-        # object, because pandas' string type would turn None into NaN, which is true.
-        table[column] = pd.Series(known, index=table.index, dtype=object)
-    table["age"] = pd.to_numeric(table["age"], errors="coerce").astype(float)
-    return table
+    # storage.join looks at the whole URI each time: once for the folder, not for every photo.
+    folder = storage.join(uri, "")
+    photos = pd.DataFrame(
+        {
+            "image_id": _text(rows["image_id"]),
+            "image_uri": _text(folder + path for path in rows["path"]),
+            "image_bytes": [files.sizes[path] for path in rows["path"]],
+            "diagnosis": _text(rows["diagnosis"]),
+            **{column: _text(_stated(rows, column)) for column in ("lesion_id", "patient_id", "site", "split")},
+            "age": _ages(rows),
+            "sex": _text(None if sex is None else _SEXES.get(sex.lower()) for sex in _stated(rows, "sex")),
+            "source": _text([source.name] * len(rows)),
+        }
+    )
+    return Catalog(photos.sort_values("image_id", ignore_index=True)[list(CATALOG_COLUMNS)], listing.duplicates)
+
+
+def _own_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The user's labels by their key, each with a code of `DIAGNOSES`."""
+    codes: dict[str, str] = {}
+    for label, diagnosis in labels.items():
+        code = diagnosis_of(diagnosis)
+        if code not in DIAGNOSES:
+            raise ConfigError(f"labels: {label!r} -> {diagnosis!r} is no diagnosis code; known are {', '.join(DIAGNOSES)}")
+        if codes.setdefault(label_key(label), code) != code:
+            raise ConfigError(f"labels: {label!r} stands twice in different spellings, as {codes[label_key(label)]} and {code}")
+    return codes
+
+
+def _text(values: Iterable[str | None]) -> "pd.Series[str]":
+    # object, because pandas' string type would turn None into NaN, which is true.
+    return pd.Series(list(values), dtype=object)
+
+
+def _stated(rows: pd.DataFrame, column: str) -> list[str | None]:
+    if column not in rows:
+        return [None] * len(rows)
+    known = {value: None if value.lower() in NOT_STATED else value for value in set(rows[column])}
+    return [known[value] for value in rows[column]]
+
+
+def _ages(rows: pd.DataFrame) -> "pd.Series[float]":
+    if "age" not in rows:
+        return pd.Series(np.nan, index=range(len(rows)), dtype=float)
+    ages = pd.to_numeric(pd.Series(list(rows["age"]), dtype=object), errors="coerce").astype(float)
+    return ages.where(np.isfinite(ages) & (ages >= 0))
