@@ -6,6 +6,8 @@ average), so `Preprocessing` is part of every bundle and its version is checked 
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,14 +18,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import BaseModel, ConfigDict, Field
 
+from skinray.dicom import is_dicom, read_dicom
 from skinray.errors import ImageError
 
 # Formats that archives hold. Anything else that Pillow might open (PDF, EPS, icons...) is refused unopened.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".dcm", ".dicom"}
+)
+JPEG_START = b"\xff\xd8\xff"
 
 # 100 megapixels: twice what today's largest cameras give, 300 MB decoded.
 MAX_PIXELS = 100_000_000
+
+_FULL_SIZE = 0  # what simplejpeg takes for no limit below
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -73,43 +81,67 @@ def decode_photo(data: bytes, preprocessing: Preprocessing) -> Photo:
     """Decodes a photo, turns it upright and resizes it.
 
     Args:
-        data: The content of an image file (JPEG, PNG, WebP, TIFF, BMP or GIF); of several frames the first.
+        data: The content of an image file (JPEG, PNG, WebP, TIFF, BMP, GIF or DICOM); of several frames the first.
         preprocessing: The size and how to reach it.
 
     Returns:
         The photo at the model's size.
 
     Raises:
-        ImageError: The bytes are empty, no image, cut off, corrupt or larger than `MAX_PIXELS`.
+        ImageError: The bytes are empty, no image, cut off, corrupt or larger than `MAX_PIXELS`; or they are DICOM and
+            pydicom is not installed.
     """
+    upright, width, height = _read_upright(data, preprocessing.image_size_px)
+    return Photo(pixels=_resize(upright, preprocessing), width_px=width, height_px=height)
+
+
+def read_full_size(data: bytes) -> Image.Image:
+    """The upright RGB picture that `decode_photo` resizes, before any scaling: what `skinray.deidentify` stores anew.
+
+    Raises:
+        ImageError: As `decode_photo`.
+    """
+    return _read_upright(data, _FULL_SIZE)[0]
+
+
+def _read_upright(data: bytes, size_px: int) -> tuple[Image.Image, int, int]:
+    """An upright RGB picture that covers `size_px`, and the photo's upright width and height in pixels."""
     if not data:
         raise ImageError("empty", "the file has 0 bytes")
-    try:
-        with _open(data) as image:
-            upright = _load_rgb(data, image, preprocessing.image_size_px)
-            # After the pixels: asking a PNG for its EXIF reads them too, and would swallow what is wrong with them.
-            orientation = _orientation(image)
-            width, height = image.size
-    except ImageError:
-        raise
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
-        # Pillow's plugins answer damaged headers with any of these.
-        raise _damaged(error) from error
+    if not data.startswith(JPEG_START) and is_dicom(data):
+        data = read_dicom(data, MAX_PIXELS).image
+    with decoding(), open_photo(data) as image:
+        upright = _load_rgb(data, image, size_px)
+        # After the pixels: asking a PNG for its EXIF reads them too, and would swallow what is wrong with them.
+        orientation = orientation_of(image)
+        width, height = image.size
     if orientation in _TRANSPOSE:
         upright = upright.transpose(_TRANSPOSE[orientation])
         if orientation >= 5:
             width, height = height, width
-    return Photo(pixels=_resize(upright, preprocessing), width_px=width, height_px=height)
+    return upright, width, height
 
 
-def _open(data: bytes) -> Image.Image:
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Turns what Pillow's plugins answer damaged headers and pixels with into an `ImageError`."""
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
+        raise _damaged(error) from error
+
+
+def open_photo(data: bytes) -> Image.Image:
+    """Opens a photo that is no DICOM, its pixels not yet read.
+
+    Raises:
+        ImageError: It is none of `FORMATS`, or larger than `MAX_PIXELS`.
+    """
+    file = io.BytesIO(data)
     image: Image.Image
     try:
-        if data.startswith(b"\xff\xd8\xff"):
-            # Not through Image.open: an MPO (two JPEGs in one file) is its first JPEG, however damaged its index is.
-            image = JpegImageFile(io.BytesIO(data))
-        else:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        # JPEGs not through Image.open: an MPO (two JPEGs in one file) is its first JPEG, however damaged its index is.
+        image = JpegImageFile(file) if data.startswith(JPEG_START) else Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError("not_an_image", f"the {len(data)} bytes are none of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
@@ -120,7 +152,8 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation by which `decode_photo` turns an opened photo; only 2 to 8 turn it."""
     if image.format == "TIFF":
         return 1  # Pillow turns a TIFF upright while it reads the pixels
     # A photo with damaged EXIF is a good photo: its orientation is unknown and taken as upright.

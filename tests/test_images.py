@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from skinray.errors import ImageError, ImageErrorCode
-from skinray.images import FORMATS, Preprocessing, decode_photo
+from skinray.images import FORMATS, SUFFIXES, Preprocessing, decode_photo, read_full_size
 
 # Pillow's word on damaged metadata and on what it thinks too large: skinray's own answer is what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin", "ignore::PIL.Image.DecompressionBombWarning")
@@ -293,6 +293,28 @@ def test_only_the_first_frame_counts() -> None:
     for image_format in ("GIF", "TIFF", "WEBP"):
         data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], lossless=True)
         assert (decode_photo(data, SMALL).pixels == (255, 0, 0)).all(), image_format
+
+
+def test_a_file_is_told_by_its_content_and_listed_by_its_suffix() -> None:
+    assert {".jpg", ".mpo", ".dcm", ".dicom"} <= SUFFIXES
+    # Four bytes in a comment make no DICOM of a JPEG, and need no pydicom.
+    plain = encoded(lesion(40, 36), "JPEG")
+    data = encoded(lesion(40, 36), "JPEG", comment=b"DICM" * 50)
+    shift = (128 - data.index(b"DICM")) % 4
+    data = encoded(lesion(40, 36), "JPEG", comment=b" " * shift + b"DICM" * 50)
+    assert data[128:132] == b"DICM"
+    np.testing.assert_array_equal(decode_photo(data, SMALL).pixels, decode_photo(plain, SMALL).pixels)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_full_size_is_upright_and_what_is_resized(image_format: str) -> None:
+    stored, exif = with_orientation(lesion(300, 200), 6)
+    data = encoded(stored, image_format, exif=exif)
+    picture = read_full_size(data)
+    assert (picture.mode, picture.size) == ("RGB", (300, 200))
+    unscaled = Preprocessing(image_size_px=512)
+    resized = np.asarray(picture.resize((512, 512), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(decode_photo(data, unscaled).pixels, resized)
 
 
 # What cannot be used
