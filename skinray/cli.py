@@ -20,6 +20,7 @@ from typing import Any
 import skinray
 from skinray import errors, telemetry
 from skinray.config import (
+    AuditSettings,
     BenchmarkSettings,
     DemoSettings,
     EvaluateSettings,
@@ -151,27 +152,69 @@ def ray_session() -> Iterator[None]:
 
 
 def _prepare(settings: PrepareSettings) -> int:
-    from skinray.shards import prepare_dataset
+    from skinray.preparation import prepare_dataset
 
     with ray_session():
         dataset = prepare_dataset(settings)
-    for split, counts in dataset.manifest.split_classes.items():
+    manifest = dataset.manifest
+    for split, counts in manifest.split_classes.items():
         print(
             f"{split:<10} {sum(counts.values()):>7,} photos: " + ", ".join(f"{code} {count:,}" for code, count in counts.items())
         )
-    if dataset.manifest.rejected_rows:
-        print(f"{dataset.manifest.rejected_rows:,} photos were left out; {dataset.uri}/_rejected.json says why")
+    found = manifest.findings
+    conflicts = found["conflicts_duplicates"] + found["conflicts_lesion"]
+    pairs = f"{found['exact_pairs']:,} exact and {found['near_pairs']:,} near duplicate pairs"
+    print(f"{pairs}, {conflicts:,} contradicting labels; {dataset.uri}/_audit.json lists them")
+    for what, count in manifest.dropped_labels.items():
+        print(f"left out   {count:>7,} photos labelled {what!r}, which is no class of target {settings.target}")
+    if manifest.rejected_rows:
+        print(f"left out   {manifest.rejected_rows:>7,} photos that cannot be used; {dataset.uri}/_rejected.json says why")
     print(f"data set   {dataset.uri}")
-    return 0
+    return _leak_code(manifest.leaks, settings.allow_leaks)
+
+
+def _leak_code(leaks: Mapping[str, int], allowed: bool) -> int:
+    for what, count in leaks.items():
+        say(f"skinray: LEAK: {count:,} {what}")
+    return LIMIT_PASSED if leaks and not allowed else 0
 
 
 def _prepare_dry(settings: PrepareSettings) -> list[str]:
-    from skinray.shards import plan_dataset
+    from skinray.preparation import plan_dataset, preview_splits
 
-    catalog = plan_dataset(settings)
-    counts = catalog.value_counts(["split", "label"], sort=False).reset_index()
-    lines = [f"{row.split:<10} {row.label:<10} {row.count:>7,} photos" for row in counts.itertuples()]
-    return [*lines, f"{catalog['shard'].nunique()} shards, {catalog['image_bytes'].sum() / 1e6:,.0f} MB, to {settings.output}"]
+    plan = plan_dataset(settings)
+    photos = plan.photos.assign(split=preview_splits(plan, settings))
+    counts = photos.value_counts(["split", "label"], sort=False).reset_index()
+    lines = [
+        f"{row.split:<10} {row.label:<10} {row.count:>7,} photos, before duplicates are known" for row in counts.itertuples()
+    ]
+    lines += [f"left out   {label!r} {count:>7,} photos" for label, count in plan.dropped_labels.items()]
+    size_mb = photos["image_bytes"].sum() / 1e6
+    return [
+        *lines,
+        f"{len(photos):,} photos, {size_mb:,.0f} MB, about {size_mb / settings.shard_mb + 3:.0f} shards, to {settings.output}",
+    ]
+
+
+def _audit(settings: AuditSettings) -> int:
+    from skinray.auditing import audit_dataset
+
+    with ray_session():
+        audit = audit_dataset(settings)
+    print("\n".join(audit.summary()))
+    print(f"report     {settings.output}/audit.html")
+    return _leak_code(audit.leak_counts, allowed=False)
+
+
+def _audit_dry(settings: AuditSettings) -> list[str]:
+    if settings.catalog is None:
+        from skinray.shards import open_dataset
+
+        return [f"{open_dataset(settings.data).manifest.rows:,} prepared photos, to {settings.output}"]
+    from skinray.catalogs import CatalogSource, read_catalog
+
+    photos = read_catalog(CatalogSource(settings.catalog, settings.data, settings.csv, settings.labels)).photos
+    return [f"{len(photos):,} photos, {photos['image_bytes'].sum() / 1e6:,.0f} MB, to {settings.output}"]
 
 
 def _train(settings: TrainSettings) -> int:
@@ -188,9 +231,10 @@ def _train(settings: TrainSettings) -> int:
 
 
 def _train_dry(settings: TrainSettings) -> list[str]:
-    from skinray.shards import open_dataset
+    from skinray.shards import check_no_leaks, open_dataset
 
     dataset = open_dataset(settings.data)
+    check_no_leaks(dataset, settings.allow_leaks)
     rows = dataset.rows("train")
     steps = min(rows // settings.global_batch_size, settings.steps_per_epoch or rows)
     cached_mb = (rows + dataset.rows("validation")) * settings.preprocessing.image_size_px**2 * 3 / 1e6
@@ -217,9 +261,10 @@ def _evaluate(settings: EvaluateSettings) -> int:
 def _evaluate_dry(settings: EvaluateSettings) -> list[str]:
     from skinray.bundle import load_bundle
     from skinray.evaluation import check_comparable
-    from skinray.shards import open_dataset
+    from skinray.shards import check_no_leaks, open_dataset
 
     bundle, dataset = load_bundle(settings.bundle), open_dataset(settings.data)
+    check_no_leaks(dataset, settings.allow_leaks)
     check_comparable(bundle, dataset, settings)
     return [f"model {bundle.model_id} on {dataset.rows(settings.split):,} photos of {settings.split}, to {settings.output}"]
 
@@ -294,6 +339,7 @@ def _benchmark_dry(settings: BenchmarkSettings) -> list[str]:
 VERBS: Mapping[str, Verb] = {
     "demo": Verb(DemoSettings, _demo, _demo_dry),
     "prepare": Verb(PrepareSettings, _prepare, _prepare_dry),
+    "audit": Verb(AuditSettings, _audit, _audit_dry),
     "train": Verb(TrainSettings, _train, _train_dry),
     "evaluate": Verb(EvaluateSettings, _evaluate, _evaluate_dry),
     "score": Verb(ScoreSettings, _score, _score_dry),

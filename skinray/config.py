@@ -18,7 +18,7 @@ from skinray.errors import ConfigError
 from skinray.images import Preprocessing
 from skinray.taxonomy import TargetName
 
-CatalogName = Literal["ham10000", "synthetic"]
+CatalogName = Literal["ham10000", "isic2019", "isic2020", "isic", "folders", "csv", "synthetic"]
 ModelName = Literal["resnet50", "vgg16", "mobilenet", "cnn_sequential", "cnn_functional"]
 SplitName = Literal["train", "validation", "test"]
 
@@ -42,17 +42,61 @@ class VerbSettings(Settings):
         return self.model_dump(mode="json", exclude={"config", "dry_run"})
 
 
-class PrepareSettings(VerbSettings):
-    """Turns a published data set into split Parquet shards."""
+class CsvSettings(Settings):
+    """Which columns of a CSV say what; for --catalog csv."""
+
+    file: str | None = None
+    """The CSV file, by its path below the source; none: the only one there."""
+    image: str = "image"
+    """Column of the photo: its path below the source, its file name, or its file name without the ending."""
+    label: str = "label"
+    """Column of the diagnosis."""
+    lesion_id: str | None = None
+    """Column of the lesion."""
+    patient_id: str | None = None
+    """Column of the patient."""
+    age: str | None = None
+    """Column of the age in years."""
+    sex: str | None = None
+    """Column of the sex."""
+    site: str | None = None
+    """Column of the site on the body."""
+    split: str | None = None
+    """Column of the split: train, validation (or val) and test, in any case."""
+
+
+class CatalogSettings(VerbSettings):
+    """How a data set's own files are read; shared by prepare and audit."""
+
+    csv: CsvSettings = CsvSettings()
+    labels: dict[str, str] = Field(default_factory=dict)
+    """The data set's own labels -> diagnosis codes, for those that skinray does not know."""
+
+
+class PrepareSettings(CatalogSettings):
+    """Turns a published data set into split Parquet shards, audited for leaks."""
 
     catalog: CatalogName
-    """Layout of the source: ham10000 (metadata CSV and image folders as published) or synthetic (drawn by skinray)."""
+    """Layout of the source: ham10000, isic2019, isic2020 (as published), isic (the ISIC archive's export), folders (a folder a
+    class, with or without Train and Test above), csv (see --csv) or synthetic (drawn by skinray)."""
     source: str
     """Folder or s3:// prefix that holds the data set."""
     output: str
-    """Folder or s3:// prefix to write the shards to; must not exist."""
+    """Folder or s3:// prefix of the shards. The same command adds what is new in the source."""
     target: TargetName = "binary"
-    """What a model is to tell apart: binary (malignant or benign) or ham7 (HAM10000's seven diagnoses)."""
+    """What a model is to tell apart: binary (malignant or benign), ham7, isic8, isic9 (those data sets' diagnoses) or own."""
+    classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """For --target own: class -> the diagnoses (or labels of the source) that belong to it."""
+    malignant_classes: tuple[str, ...] = ()
+    """For --target own: the classes whose probabilities add up to the malignancy score."""
+    drop_unknown: bool = False
+    """Leave out and count photos whose label has no class in the target; otherwise they are an error."""
+    keep_split: bool = False
+    """Keep the split that came with the data set instead of making one; validation is taken from train where it has none."""
+    allow_leaks: bool = False
+    """End with exit code 0 although photos leak between the splits; train and evaluate still refuse the data set."""
+    previous: str | None = None
+    """A data set prepared before: its photos keep their split and fold in this one."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the photos set aside for choosing among checkpoints."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
@@ -61,8 +105,8 @@ class PrepareSettings(VerbSettings):
     """Number of cross-validation folds over what is not test."""
     seed: int = 0
     """Seed of the split: the same seed puts the same lesion on the same side."""
-    rows_per_shard: int = Field(1024, ge=1)
-    """Photos in one Parquet file; 1,024 photos of 600x450 are about 100 MB."""
+    shard_mb: float = Field(64, gt=0)
+    """Megabytes of photos in one Parquet file; about 1,000 photos of 600x450."""
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "PrepareSettings":
@@ -71,6 +115,28 @@ class PrepareSettings(VerbSettings):
                 f"validation_fraction {self.validation_fraction} + test_fraction {self.test_fraction} leaves nothing to train on"
             )
         return self
+
+    @model_validator(mode="after")
+    def _own_target_is_complete(self) -> "PrepareSettings":
+        if (self.target == "own") != bool(self.classes):
+            raise ValueError("target own and classes belong together: give both or neither")
+        strangers = set(self.malignant_classes) - set(self.classes)
+        if strangers:
+            raise ValueError(f"malignant_classes {', '.join(sorted(strangers))} are not among the classes")
+        if self.classes and not 0 < len(self.malignant_classes) < len(self.classes):
+            raise ValueError("malignant_classes must name some of the classes, and not all")
+        return self
+
+
+class AuditSettings(CatalogSettings):
+    """Looks for leaks, duplicates, contradicting labels and shortcuts, and writes a report."""
+
+    data: str
+    """Folder or s3:// prefix: a data set that skinray prepare wrote, or with --catalog one as published."""
+    output: str
+    """Folder or s3:// prefix of audit.json and audit.html; must not exist."""
+    catalog: CatalogName | None = None
+    """Layout of the data where it is not prepared; see skinray prepare --help."""
 
 
 class ModelSettings(Settings):
@@ -106,6 +172,8 @@ class TrainSettings(VerbSettings):
 
     data: str
     """Folder or s3:// prefix that `skinray prepare` wrote."""
+    allow_leaks: bool = False
+    """Train although photos leak between the splits; the bundle and its card will say so."""
     output: str
     """Folder or s3:// prefix of the run: bundle/, checkpoints/, history.jsonl. The same one resumes a killed run."""
     model: ModelSettings = ModelSettings()
@@ -176,6 +244,8 @@ class EvaluateSettings(ClassifySettings):
     """Folder or s3:// prefix to write to; must not exist."""
     split: SplitName = "test"
     """Which part of the data set to score."""
+    allow_leaks: bool = False
+    """Measure although photos leak between the splits; metrics.json will say so."""
 
 
 class ScoreSettings(ClassifySettings):

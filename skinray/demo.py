@@ -29,10 +29,10 @@ from skinray.config import (
 from skinray.errors import ConfigError, OutputExistsError, SkinrayError
 from skinray.evaluation import evaluate
 from skinray.images import Preprocessing
+from skinray.preparation import prepare_dataset
 from skinray.reports import NOT_A_DEVICE
 from skinray.scoring import RunSummary, score_archive
 from skinray.serving import start_serving, stop_serving
-from skinray.shards import prepare_dataset
 from skinray.synthetic import BROKEN_KINDS, break_file, draw_dataset
 from skinray.telemetry import say
 from skinray.training import TrainedModel, train
@@ -71,7 +71,7 @@ def run_demo(settings: DemoSettings) -> int:
             )
         )
     splits = ", ".join(f"{sum(counts.values())} {split}" for split, counts in dataset.manifest.split_classes.items())
-    stages.note("prepare", f"{splits}; no patient on two sides", dataset.uri)
+    stages.note("prepare", f"{splits}; no patient, lesion or duplicate on two sides", dataset.uri)
 
     with stages.timed("train"):
         trained = train(_train_settings(settings, output))

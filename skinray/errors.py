@@ -6,6 +6,7 @@ SkinrayError             exit code 1
 |   +-- OutputExistsError    the output is already there, or belongs to something else
 +-- CatalogError         a data set's own files are not as published
 +-- DatasetError         a prepared data set is missing, incomplete or of another version
+|   +-- LeakError            exit code 3: one patient, lesion or photo stands on both sides of a split
 +-- BundleError          a bundle is missing a file, or a file was changed
 +-- TrainingError        training could not start or did not end
 +-- ScoringError         the rows written are not the photos listed
@@ -15,7 +16,7 @@ ImageError               one photo cannot be used: a row with `error_code`, neve
 
 from typing import Literal
 
-ImageErrorCode = Literal["missing", "unreadable", "empty", "not_an_image", "truncated", "corrupt", "too_large"]
+ImageErrorCode = Literal["missing", "unreadable", "empty", "not_an_image", "truncated", "corrupt", "too_large", "burned_in"]
 
 
 class SkinrayError(Exception):
@@ -48,6 +49,12 @@ class CatalogError(SkinrayError):
 
 class DatasetError(SkinrayError):
     """A prepared data set is missing, incomplete or of another schema version."""
+
+
+class LeakError(DatasetError):
+    """A data set has one patient, lesion or photo on both sides of a split or fold."""
+
+    exit_code = 3
 
 
 class BundleError(SkinrayError):

@@ -22,7 +22,7 @@ from skinray.photos import list_shards
 from skinray.predictions import threshold_of
 from skinray.reports import NOT_A_DEVICE, confusion_plot, roc_plot
 from skinray.scoring import RunSummary, write_predictions
-from skinray.shards import PreparedDataset, open_dataset
+from skinray.shards import PreparedDataset, check_no_leaks, open_dataset
 
 METRICS_NAME = "metrics.json"
 
@@ -40,10 +40,12 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         BundleError: The bundle does not verify.
         ConfigError: The bundle and the data set do not tell the same classes apart.
         DatasetError: The split has only malignant or only benign photos.
+        LeakError: The data set has leaks, and they were not allowed.
         OutputExistsError: The output is already there.
     """
     bundle = load_bundle(settings.bundle)
     dataset = open_dataset(settings.data)
+    check_no_leaks(dataset, settings.allow_leaks)
     check_comparable(bundle, dataset, settings)
     output = storage.normalize(settings.output)
     storage.claim_folder(output, "evaluation", settings.recorded())
@@ -123,6 +125,8 @@ def _provenance(bundle: Bundle, dataset: PreparedDataset, settings: EvaluateSett
         "bundle": bundle.uri,
         "dataset": dataset.uri,
         "dataset_sha256": dataset.sha256,
+        "leaks": dataset.manifest.leaks,
+        "leaks_in_training": bundle.metadata.get("leaks", {}),
         "split": settings.split,
         "statuses": summary.statuses,
     }

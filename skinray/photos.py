@@ -31,7 +31,7 @@ from skinray import storage
 from skinray.config import SplitName
 from skinray.errors import ConfigError, DatasetError, ImageError, StorageError
 from skinray.images import SUFFIXES, Preprocessing, decode_photo
-from skinray.shards import ROWS_PER_GROUP, SPLITS, PreparedDataset, is_dataset, open_dataset
+from skinray.shards import SPLITS, PreparedDataset, is_dataset, open_dataset
 from skinray.telemetry import Progress
 
 # A hair less than a core, so that one decode task a core and an actor fit on every machine, even one with a single core;
@@ -93,9 +93,9 @@ def list_shards(dataset: PreparedDataset, splits: Sequence[SplitName]) -> Listin
     for split in splits:
         for file in dataset.files(split):
             uri = storage.join(dataset.uri, file.path)
-            for group, start in enumerate(range(0, file.rows, ROWS_PER_GROUP)):
-                blocks.append(pa.table({"uri": [uri], "row_group": [group], "first_index": [index + start]}))
-            index += file.rows
+            for group, rows in enumerate(file.row_groups):
+                blocks.append(pa.table({"uri": [uri], "row_group": [group], "first_index": [index]}))
+                index += rows
             size += file.bytes
     return Listing(rows=index, bytes=size, blocks=blocks, from_shards=True)
 

@@ -42,7 +42,7 @@ def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
             "",
             f"**{NOT_A_DEVICE}**",
             "",
-            f"Trained on the `{source['catalog']}` catalog, split so that no patient or lesion stands on two sides.",
+            f"Trained on the `{source['catalog']}` catalog{_split_in_words(metadata['leaks'])}",
             "",
             "## Data",
             "",
@@ -66,6 +66,16 @@ def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
             "Figures from another data set than the user's own say little about the user's patients.",
             "",
         ]
+    )
+
+
+def _split_in_words(leaks: Mapping[str, int]) -> str:
+    if not leaks:
+        return ", split so that no patient, lesion or duplicate stands on two sides."
+    listed = ", ".join(f"{count:,} {what}" for what, count in leaks.items())
+    return (
+        f".\n\n**The data set leaks: {listed}. Every figure below is too high, and so is any that is measured on its other "
+        "splits. It was trained with --allow-leaks.**"
     )
 
 

@@ -1,41 +1,29 @@
-"""A catalog -> Parquet shards of image bytes under a manifest; and a prepared data set opened again.
+"""What a prepared data set is: Parquet shards of photos under a manifest; and one opened again.
 
-    <output>/split=train/part-00000.parquet ...   photos in row groups of `ROWS_PER_GROUP`
-    <output>/_rejected.json                       photos that could not be decoded, with the reason
-    <output>/_manifest.json                       written last: what makes the data set exist
-
-Shards are made by Ray Data, one task a shard, so memory holds a few shards at a time however large the archive. The same
-catalog and settings give the same bytes under the same names.
+<output>/split=train/part-00000.parquet ...   photos, in row groups of bounded rows and bytes
+<output>/_photos.parquet                      one small row a photo: where it stands, its hashes, its fingerprint
+<output>/_rejected.json                       photos that cannot be used, with the reason
+<output>/_audit.json                          duplicates, contradicting labels, leaks; see skinray.audit
+<output>/_manifest.json                       written last: what makes the data set exist
 """
 
-import functools
 import io
-import json
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skinray import storage
-from skinray.catalogs import read_catalog
-from skinray.config import PrepareSettings, SplitName
-from skinray.errors import DatasetError, ImageError, StorageError
-from skinray.images import Preprocessing, decode_photo
-from skinray.splits import SplitRule, assign_splits, divided_groups, group_of
-from skinray.taxonomy import TARGETS, class_labels
-from skinray.telemetry import Progress
+from skinray.config import SplitName
+from skinray.errors import DatasetError, LeakError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REJECTED_NAME = "_rejected.json"
+AUDIT_NAME = "_audit.json"
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-
-# About 12 MB of 600x450 JPEGs: small enough to be a unit of work, large enough for one request to an object store.
-ROWS_PER_GROUP = 128
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -45,6 +33,7 @@ SHARD_SCHEMA = pa.schema(
         ("width_px", pa.int32()),
         ("height_px", pa.int32()),
         ("label", pa.string()),
+        ("diagnosis", pa.string()),
         ("lesion_id", pa.string()),
         ("patient_id", pa.string()),
         ("age", pa.float32()),
@@ -64,23 +53,57 @@ class ShardFile(BaseModel):
     path: str
     split: SplitName
     rows: int
+    row_groups: tuple[int, ...]
     bytes: int
     sha256: str
 
 
+class SplitRecord(BaseModel):
+    """How the photos were divided."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grouped_by: tuple[str, ...]
+    stratified_by: str
+    seed: int
+    folds: int
+    kept_from_source: bool
+    groups: int
+    largest_group: int
+
+
 class DatasetManifest(BaseModel):
-    """What `_manifest.json` says of a prepared data set."""
+    """What `_manifest.json` says of a prepared data set.
+
+    Attributes:
+        dropped_labels: Labels that have no class in the target and were left out by `--drop-unknown` -> photos.
+        prior: Class -> its share of the training photos.
+        class_weights: Class -> what its loss is multiplied by so that all classes weigh the same in training.
+        leaks: What stands on both sides of a split or fold, in words -> how many; empty for a clean data set.
+        findings: Counts of the audit: duplicates, contradicting labels.
+        metadata_removed: Kind of metadata that files carried and the shards do not -> photos.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["skinray-dataset"] = "skinray-dataset"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     classes: tuple[str, ...]
     malignant: tuple[str, ...]
     rows: int
     rejected_rows: int
+    dropped_labels: dict[str, int]
     split_classes: dict[SplitName, dict[str, int]]
+    prior: dict[str, float]
+    class_weights: dict[str, float]
+    split: SplitRecord
+    leaks: dict[str, int]
+    findings: dict[str, int]
+    metadata_removed: dict[str, int]
+    metadata_statement: str
     files: tuple[ShardFile, ...]
+    photos_path: str
+    photos_sha256: str
     settings: dict[str, Any]
 
 
@@ -138,130 +161,29 @@ def open_dataset(uri: str) -> PreparedDataset:
     return PreparedDataset(uri=storage.normalize(uri), manifest=manifest, sha256=storage.sha256_of(data))
 
 
-def plan_dataset(settings: PrepareSettings) -> pd.DataFrame:
-    """The catalog with each photo's label, split, fold and shard; nothing is written.
-
-    Returns:
-        One row a photo: the catalog's columns and `label`, `split`, `fold`, `shard` (path below the output).
-    """
-    catalog = read_catalog(settings.catalog, settings.source)
-    catalog["label"] = class_labels(list(catalog["diagnosis"]), TARGETS[settings.target])
-    groups = [
-        group_of(patient, lesion, image)
-        for patient, lesion, image in zip(catalog["patient_id"], catalog["lesion_id"], catalog["image_id"], strict=True)
-    ]
-    rule = SplitRule(settings.validation_fraction, settings.test_fraction, settings.folds, settings.seed)
-    catalog["split"], folds = assign_splits(list(catalog["label"]), groups, rule)
-    catalog["fold"] = pd.array(folds, dtype="Int8")
-    for column in ("patient_id", "lesion_id"):
-        known = catalog[catalog[column].notna()]
-        leaks = divided_groups(list(known[column]), list(known["split"]))
-        if leaks:
-            # A lesion of which some photos name the patient and others do not.
-            raise DatasetError(f"{len(leaks)} {column}s stand on two sides of the split, the first is {leaks[0]}")
-    number = catalog.groupby("split").cumcount() // settings.rows_per_shard
-    catalog["shard"] = [f"split={split}/part-{n:05d}.parquet" for split, n in zip(catalog["split"], number, strict=True)]
-    return catalog
-
-
-def prepare_dataset(settings: PrepareSettings) -> PreparedDataset:
-    """Writes a published data set as split Parquet shards.
-
-    Args:
-        settings: Source, output, target and split.
-
-    Returns:
-        The data set, published.
+def read_photos(dataset: PreparedDataset) -> pd.DataFrame:
+    """The data set's inventory: one row a photo with its split, fold, group, label, shard, hashes and fingerprint.
 
     Raises:
-        CatalogError: The source is not what its layout says.
-        OutputExistsError: The output is already there.
+        DatasetError: It is not the one that the manifest names.
     """
-    catalog = plan_dataset(settings)
-    output = storage.normalize(settings.output)
-    storage.claim_folder(output, "dataset", settings.recorded())
-    files: list[ShardFile] = []
-    rejected: list[dict[str, str]] = []
-    progress = Progress("prepare", total=len(catalog), unit="photos")
-    for result in _write_shards(catalog, output).iter_rows():
-        lost = json.loads(result.pop("rejected"))
-        rejected += lost
-        if result["rows"]:
-            files.append(ShardFile(**result))
-        progress.advance(result["rows"] + len(lost))
-    progress.close()
-    if len(rejected) == len(catalog):
-        raise DatasetError(f"{settings.source}: none of its {len(catalog)} photos can be decoded; the first: {rejected[0]}")
-    storage.write_json(storage.join(output, REJECTED_NAME), sorted(rejected, key=lambda row: row["image_id"]))
-    gone = {row["image_id"] for row in rejected}
-    kept = catalog[~catalog["image_id"].isin(list(gone))]
-    target = TARGETS[settings.target]
-    manifest = DatasetManifest(
-        classes=target.codes,
-        malignant=target.malignant,
-        rows=len(kept),
-        rejected_rows=len(rejected),
-        split_classes={split: _class_counts(kept, split, target.codes) for split in SPLITS},
-        files=tuple(sorted(files, key=lambda file: file.path)),
-        settings=settings.recorded(),
-    )
-    storage.check_written(output, {file.path: file.bytes for file in files})
-    storage.publish_folder(output, manifest.model_dump(mode="json"))
-    return open_dataset(output)
+    data = storage.read_bytes(storage.join(dataset.uri, dataset.manifest.photos_path))
+    if storage.sha256_of(data) != dataset.manifest.photos_sha256:
+        raise DatasetError(f"{dataset.uri}/{dataset.manifest.photos_path} is not the one that its manifest names; prepare again")
+    photos: pd.DataFrame = pq.read_table(io.BytesIO(data)).to_pandas()
+    photos["fold"] = photos["fold"].astype("Int8")
+    return photos
 
 
-def _class_counts(catalog: pd.DataFrame, split: SplitName, codes: tuple[str, ...]) -> dict[str, int]:
-    counts = Counter(catalog.loc[catalog["split"] == split, "label"])
-    return {code: counts[code] for code in codes}
+def check_no_leaks(dataset: PreparedDataset, allowed: bool) -> None:
+    """The firewall: nothing is trained or measured on a data set with photos of one patient or lesion on both sides.
 
-
-def _write_shards(catalog: pd.DataFrame, output: str) -> ray.data.Dataset:
-    """One row a shard: what became of it. A shard is one block and one task, which writes it."""
-    plans = [pa.Table.from_pandas(rows, preserve_index=False) for _, rows in catalog.groupby("shard", sort=True)]
-    return ray.data.from_arrow(plans).map_batches(
-        functools.partial(_write_shard, output=output), batch_size=None, batch_format="pyarrow"
-    )
-
-
-def _write_shard(plan: pa.Table, output: str) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    rejected: list[dict[str, str]] = []
-    planned = plan.to_pylist()
-    for row, data in zip(planned, storage.read_many(list(plan["image_uri"].to_pylist())), strict=True):
-        try:
-            if isinstance(data, FileNotFoundError):
-                raise ImageError("missing", "the file was listed and is gone")
-            if isinstance(data, Exception):
-                # Not the photo's fault: a store that throttles or refuses must not make the data set smaller.
-                raise StorageError(f"cannot read {row['image_uri']}: {type(data).__name__}: {data}") from data
-            photo = decode_photo(data, Preprocessing())
-        except ImageError as error:
-            where = {"image_id": row["image_id"], "image_uri": row["image_uri"]}
-            rejected.append({**where, "error_code": error.code, "error_detail": error.detail})
-            continue
-        found = {"image_bytes": data, "image_sha256": storage.sha256_of(data)}
-        size = {"width_px": photo.width_px, "height_px": photo.height_px}
-        rows.append({**{name: row.get(name) for name in SHARD_SCHEMA.names}, **found, **size})
-    path, split = planned[0]["shard"], planned[0]["split"]
-    encoded = _encode_shard(rows) if rows else b""
-    if rows:
-        storage.write_bytes(storage.join(output, path), encoded)
-    return {
-        "path": [path],
-        "split": [split],
-        "rows": [len(rows)],
-        "bytes": [len(encoded)],
-        "sha256": [storage.sha256_of(encoded)],
-        "rejected": [json.dumps(rejected)],
-    }
-
-
-def _encode_shard(rows: list[dict[str, Any]]) -> bytes:
-    buffer = io.BytesIO()
-    # JPEG bytes do not compress further; trying costs more than the whole rest of the write.
-    compression = {name: "none" if name == "image_bytes" else "zstd" for name in SHARD_SCHEMA.names}
-    pq.write_table(
-        pa.Table.from_pylist(rows, schema=SHARD_SCHEMA), buffer, row_group_size=ROWS_PER_GROUP, compression=compression,
-        use_dictionary=["label", "sex", "site", "source"],
-    )  # fmt: skip
-    return buffer.getvalue()
+    Raises:
+        LeakError: The data set has leaks, and they were not allowed.
+    """
+    if dataset.manifest.leaks and not allowed:
+        listed = ", ".join(f"{count:,} {what}" for what, count in dataset.manifest.leaks.items())
+        raise LeakError(
+            f"{dataset.uri} leaks: {listed}; figures measured on it would be too high. Prepare it without --keep-split, "
+            "or go on with --allow-leaks, which is then written on everything made from it"
+        )

@@ -155,15 +155,27 @@ def list_files(uri: str) -> dict[str, int]:
         StorageError: Nothing is there, or it cannot be read.
     """
     with _explained(uri, "list"):
-        found = filesystem(uri)
         root = path_of(uri)
-        if not is_remote(uri) and not os.path.isdir(root):
-            raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
-        entries = found.find(root, detail=True)
-        if is_remote(uri) and (not entries or root in entries):
-            raise StorageError(f"cannot list {uri}: {'it is not a folder' if entries else 'it does not exist'}")
-    sizes = {posixpath.relpath(path, root): int(entry["size"]) for path, entry in entries.items()}
+        if is_remote(uri):
+            entries = filesystem(uri).find(root, detail=True)
+            if not entries or root in entries:
+                raise StorageError(f"cannot list {uri}: {'it is not a folder' if entries else 'it does not exist'}")
+            sizes = {path[len(root) :].lstrip("/"): int(entry["size"]) for path, entry in entries.items()}
+        else:
+            if not os.path.isdir(root):
+                raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
+            sizes = {path[len(root) :].lstrip("/"): size for path, size in _walk(root)}
     return {path: size for path, size in sorted(sizes.items()) if not _is_hidden(path)}
+
+
+def _walk(root: str) -> Iterator[tuple[str, int]]:
+    """Path and size of every file below a local folder; links count as what they point to, but folders are not followed."""
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)
+            elif entry.is_file():
+                yield entry.path, entry.stat().st_size
 
 
 def _is_hidden(relative_path: str) -> bool:
@@ -249,10 +261,15 @@ def check_written(uri: str, sizes: dict[str, int]) -> None:
 
 
 def publish_folder(uri: str, manifest: dict[str, Any]) -> None:
-    """Writes the manifest, which is what makes the folder exist for readers, and drops the marker of the running run."""
+    """Writes the manifest, which is what makes the folder exist for readers, and drops the marker of the running run.
+
+    A folder that is published already shows the new manifest's content from then on.
+    """
     write_json(join(uri, MANIFEST_NAME), manifest)
-    with _explained(uri, "publish"):
-        filesystem(uri).rm_file(path_of(join(uri, INCOMPLETE_NAME)))
+    marker = join(uri, INCOMPLETE_NAME)
+    if exists(marker):
+        with _explained(uri, "publish"):
+            filesystem(uri).rm_file(path_of(marker))
 
 
 def read_many(uris: list[str]) -> list[bytes | Exception]:
@@ -266,14 +283,21 @@ def read_many(uris: list[str]) -> list[bytes | Exception]:
     """
     if not uris:
         return []
+    remote = is_remote(uris[0])
     found = filesystem(uris[0])
 
     def read(uri: str) -> bytes | Exception:
         try:
+            if not remote:
+                # fsspec's way to a local file costs four times the reading of a 25 KB photo.
+                with open(path_of(uri), "rb") as file:
+                    return file.read()
             # cat_file and not cat, which takes "a [1].jpg" for a pattern and does not find it.
             return cast(bytes, found.cat_file(path_of(uri)))
         except Exception as error:
             return error
 
-    with ThreadPoolExecutor(16 if is_remote(uris[0]) else 1, thread_name_prefix="read") as threads:
+    if not remote:
+        return [read(uri) for uri in uris]
+    with ThreadPoolExecutor(16, thread_name_prefix="read") as threads:
         return list(threads.map(read, uris))

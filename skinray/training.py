@@ -34,7 +34,7 @@ from skinray.errors import ConfigError, DatasetError, TrainingError
 from skinray.metrics import binary_figures, threshold_for_sensitivity, threshold_youden
 from skinray.photos import cache_photos, list_shards
 from skinray.reports import training_card
-from skinray.shards import PreparedDataset, open_dataset
+from skinray.shards import PreparedDataset, check_no_leaks, open_dataset
 from skinray.telemetry import say
 
 
@@ -68,6 +68,7 @@ def train(settings: TrainSettings) -> TrainedModel:
 
     Raises:
         DatasetError: The data set is not published, or has too few photos for one step.
+        LeakError: It has leaks, and they were not allowed.
         ConfigError: The backbone's weights cannot be had.
         TrainingError: A worker failed more often than `max_failures`.
         OutputExistsError: The output belongs to another run.
@@ -77,6 +78,7 @@ def train(settings: TrainSettings) -> TrainedModel:
         say(f"train: {settings.output} is finished already; nothing to do")
         return finished
     dataset = open_dataset(settings.data)
+    check_no_leaks(dataset, settings.allow_leaks)
     _check_trainable(dataset, settings)
     _check_resources(settings)
     initial_weights = _initial_weights(settings, len(dataset.manifest.classes))
@@ -155,14 +157,12 @@ def _fit(settings: TrainSettings, dataset: PreparedDataset, initial_weights: lis
     from skinray.training_worker import WorkerPlan, train_worker
 
     manifest = dataset.manifest
-    counts = manifest.split_classes["train"]
-    total = sum(counts.values())
     report = Queue(actor_options={"num_cpus": 0})
     plan = WorkerPlan(
         settings=settings,
         classes=manifest.classes,
         malignant=tuple(manifest.classes.index(code) for code in manifest.malignant),
-        class_weight=tuple(total / (len(counts) * counts[code]) if settings.class_weights else 1.0 for code in manifest.classes),
+        class_weight=tuple(manifest.class_weights[code] if settings.class_weights else 1.0 for code in manifest.classes),
         train=cache_photos(list_shards(dataset, ("train",)), settings.preprocessing, "decode train"),
         validation=cache_photos(list_shards(dataset, ("validation",)), settings.preprocessing, "decode validation"),
         initial_weights=ray.put(initial_weights),
@@ -263,6 +263,7 @@ def _export(settings: TrainSettings, dataset: PreparedDataset, checkpoint: ray.t
         "malignant": list(manifest.malignant),
         "validation": {"photos": len(positive), "roc_auc": state["best_auc"], "epoch": state["best_epoch"]},
         "dataset": {"sha256": dataset.sha256, "split_classes": manifest.split_classes, "settings": manifest.settings},
+        "leaks": manifest.leaks,
         "training_settings": settings.recorded(),
         "code_commit": code_commit(),
         "versions": {name: version(name) for name in ("keras", "numpy", "pillow", "ray", "simplejpeg", "tensorflow")}

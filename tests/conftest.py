@@ -108,13 +108,11 @@ def drawn_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(ray_cluster: None, drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> "PreparedDataset":
     """The drawn photos as shards."""
     from skinray.config import PrepareSettings
-    from skinray.shards import prepare_dataset
+    from skinray.preparation import prepare_dataset
 
     output = tmp_path_factory.mktemp("prepared") / "dataset"
     return prepare_dataset(
-        PrepareSettings(
-            catalog="synthetic", source=str(drawn_photos), output=str(output), validation_fraction=0.2, rows_per_shard=50
-        )
+        PrepareSettings(catalog="synthetic", source=str(drawn_photos), output=str(output), validation_fraction=0.2, shard_mb=1.2)
     )
 
 

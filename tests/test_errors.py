@@ -7,14 +7,14 @@ import pickle
 import pytest
 
 from skinray import errors
-from skinray.errors import ConfigError, ImageError, OutputExistsError, SkinrayError, StorageError
+from skinray.errors import ConfigError, ImageError, LeakError, OutputExistsError, SkinrayError, StorageError
 
 TREE = [error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, SkinrayError)]
 
 
 @pytest.mark.parametrize("error", TREE)
-def test_only_bad_settings_exit_with_2(error: type[SkinrayError]) -> None:
-    assert error.exit_code == (2 if error is ConfigError else 1)
+def test_bad_settings_exit_with_2_leaks_with_3_and_all_else_with_1(error: type[SkinrayError]) -> None:
+    assert error.exit_code == {ConfigError: 2, LeakError: 3}.get(error, 1)
 
 
 def test_output_that_exists_is_a_storage_error() -> None:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from itertools import product
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skinray.errors import CatalogError
-from skinray.splits import SplitRule, assign_splits, divided_groups, group_of
+from skinray.splits import Placement, SplitRule, assign_splits, check_filled, divided_groups, group_of, group_photos, keep_splits
 
 Photos = list[tuple[str, str]]  # label and group of each photo
 RULE = SplitRule(validation_fraction=0.1, test_fraction=0.2, folds=5, seed=0)
@@ -37,8 +38,11 @@ rules = st.builds(
 )
 
 
-def split(photos: Photos, rule: SplitRule) -> tuple[list[str], list[int | None]]:
-    return assign_splits([label for label, _ in photos], [group for _, group in photos], rule)
+def split(photos: Photos, rule: SplitRule, placed: list[Placement | None] | None = None) -> tuple[list[str], list[int | None]]:
+    groups = [group for _, group in photos]
+    splits, folds = assign_splits([label for label, _ in photos], groups, rule, placed)
+    check_filled(splits, groups)
+    return splits, folds
 
 
 @settings(deadline=None)
@@ -108,11 +112,49 @@ def test_another_seed_is_another_split() -> None:
     assert one == split(photos, RULE)[0]
 
 
-def test_more_photos_leave_most_groups_where_they_were() -> None:
+def test_without_memory_more_photos_leave_most_groups_where_they_were() -> None:
     before, after = lesions(1000), lesions(1020)
     sides = dict(zip((group for _, group in before), split(before, RULE)[0], strict=True))
     moved = {group for (_, group), side in zip(after, split(after, RULE)[0], strict=True) if sides.get(group, side) != side}
     assert len(moved) < 50
+
+
+@settings(deadline=None, max_examples=50)
+@given(photos=some_photos, rule=rules, known=st.floats(0.2, 0.9), seed=st.integers(0, 1000))
+def test_a_photo_that_has_a_place_keeps_it_and_new_photos_of_its_group_follow(
+    photos: Photos, rule: SplitRule, known: float, seed: int
+) -> None:
+    random = Random(seed)
+    early = [position for position in range(len(photos)) if random.random() < known]
+    labels, groups = [label for label, _ in photos], [group for _, group in photos]
+    splits, folds = assign_splits([labels[i] for i in early], [groups[i] for i in early], rule)
+    placed: list[Placement | None] = [None] * len(photos)
+    for position, side, fold in zip(early, splits, folds, strict=True):
+        placed[position] = (side, fold)
+    later = list(zip(*assign_splits(labels, groups, rule, placed), strict=True))
+    assert [later[position] for position in early] == list(zip(splits, folds, strict=True))
+    assert len(set(zip(groups, later, strict=True))) == len(set(groups))
+
+
+def test_new_photos_fill_up_what_is_missing_to_the_wanted_shares() -> None:
+    photos = lesions(3000)
+    groups = [group for _, group in photos]
+    # The first third all went to train.
+    placed: list[Placement | None] = [("train", 0) if int(group.split(":")[1]) < 1000 else None for group in groups]
+    splits, folds = split(photos, RULE, placed)
+    shares = Counter(splits)
+    assert shares["test"] / len(photos) == pytest.approx(0.2, abs=0.01)
+    assert shares["validation"] / len(photos) == pytest.approx(0.1, abs=0.01)
+    assert Counter(folds)[0] > Counter(folds)[1]  # what was placed is counted, and never moved
+    assert max(Counter(folds)[fold] for fold in range(1, 5)) - min(Counter(folds)[fold] for fold in range(1, 5)) <= 12
+
+
+def test_photos_placed_on_two_sides_stay_there() -> None:
+    labels, groups = ["nv"] * 3, ["lesion:1"] * 3
+    placed: list[Placement | None] = [("train", 1), ("test", None), None]
+    splits, _ = assign_splits(labels, groups, RULE, placed)
+    assert splits[:2] == ["train", "test"]
+    assert splits[2] in ("train", "test")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -144,11 +186,65 @@ def test_equal_names_of_a_patient_a_lesion_and_a_photo_are_three_groups() -> Non
     assert len({group_of("1", None, "x"), group_of(None, "1", "x"), group_of(None, None, "1")}) == 3
 
 
+def test_groups_join_through_patients_lesions_and_duplicates() -> None:
+    groups = group_photos(
+        ["a", "b", "c", "d", "e", "f"],
+        ["P2", None, None, "P1", None, None],
+        ["L1", "L1", None, None, "L2", None],
+        np.array([[1, 2], [2, 3]]),
+    )
+    assert groups == ["patient:P1"] * 4 + ["lesion:L2", "image:f"]
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data(), count=st.integers(1, 30))
+def test_no_group_is_smaller_than_what_it_must_hold_together(data: st.DataObject, count: int) -> None:
+    name = st.sampled_from([None, "1", "2", "3", "4"])
+    patients, lesion_ids = (data.draw(st.lists(name, min_size=count, max_size=count)) for _ in range(2))
+    position = st.integers(0, count - 1)
+    pairs = data.draw(st.lists(st.tuples(position, position), max_size=10))
+    groups = group_photos([f"i{n}" for n in range(count)], patients, lesion_ids, np.array(pairs, np.int64).reshape(-1, 2))
+    for one, other in [*pairs, *product(range(count), repeat=2)]:
+        same = (one, other) in pairs or (patients[one] or 0) == patients[other] or (lesion_ids[one] or 0) == lesion_ids[other]
+        assert not same or groups[one] == groups[other]
+    alone = [n for n in range(count) if not patients[n] and not lesion_ids[n] and all(n not in pair for pair in pairs)]
+    assert all(groups[n] == f"image:i{n}" and groups.count(groups[n]) == 1 for n in alone)
+
+
+def test_a_split_that_came_is_kept_and_validation_is_taken_from_train() -> None:
+    photos = lesions(500)
+    labels, groups = [label for label, _ in photos], [group for _, group in photos]
+    given = ["test" if int(group.split(":")[1]) % 4 == 0 else "train" for group in groups]
+    splits, folds = keep_splits(given, labels, groups, RULE)
+    assert [side == "test" for side in splits] == [side == "test" for side in given]
+    assert Counter(splits)["validation"] / given.count("train") == pytest.approx(0.1, abs=0.02)
+    assert divided_groups(groups, splits) == []
+    assert all((fold is None) == (side == "test") for side, fold in zip(splits, folds, strict=True))
+
+
+def test_a_validation_that_came_is_kept_too() -> None:
+    given = ["train", "validation", "test", "train"]
+    splits, folds = keep_splits(given, ["nv"] * 4, ["a", "b", "c", "d"], RULE)
+    assert splits == given
+    assert [fold is None for fold in folds] == [False, False, True, False]
+
+
+def test_a_leak_in_a_split_that_came_is_kept_to_be_found() -> None:
+    splits, _ = keep_splits(["train", "test", "train"], ["nv"] * 3, ["lesion:1", "lesion:1", "lesion:2"], RULE)
+    assert divided_groups(["lesion:1", "lesion:1", "lesion:2"], splits) == ["lesion:1"]
+
+
+def test_photos_that_came_without_a_split_cannot_keep_it() -> None:
+    with pytest.raises(CatalogError, match="1 of 2 photos came without a split"):
+        keep_splits(["train", None], ["nv", "nv"], ["a", "b"], RULE)
+
+
 def test_groups_on_two_sides_are_found() -> None:
     groups = ["c", "a", "b", "a", "c", "d", "d"]
     splits = ["train", "train", "test", "test", "validation", "test", "test"]
     assert divided_groups(groups, splits) == ["a", "c"]
     assert divided_groups([], []) == []
+    assert divided_groups([None, None], ["train", "test"]) == []
 
 
 @settings(deadline=None, max_examples=50)
