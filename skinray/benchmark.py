@@ -1,5 +1,7 @@
 """What this machine can do, what this pipeline does, and what the script that a Keras user would write does, in one run.
 
+This is the stage "score"; `skinray.benchmark_prepare` measures prepare.
+
 Single rates mean little on a shared machine, so the rates are taken in turn, several times, and the medians and their
 ratios are what to quote.
 
@@ -24,6 +26,8 @@ import numpy as np
 import ray
 
 from skinray import storage
+from skinray.benchmark_prepare import benchmark_prepare
+from skinray.benchmark_prepare import table as prepare_table
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
 from skinray.config import BenchmarkSettings, ClassifySettings, ModelSettings
 from skinray.errors import StorageError
@@ -32,6 +36,8 @@ from skinray.photos import list_photos
 from skinray.scoring import write_predictions
 from skinray.synthetic import draw_dataset
 from skinray.telemetry import say
+
+_MOST_DRAWN = 1000
 
 
 def run_benchmark(settings: BenchmarkSettings) -> int:
@@ -43,9 +49,12 @@ def run_benchmark(settings: BenchmarkSettings) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         photos = _photos(settings, folder / "photos")
-        bundle_uri = _random_bundle(settings, folder / "bundle")
-        figures = benchmark_score(settings, photos, bundle_uri, folder)
-    print(_table(settings, figures))
+        if settings.stage == "prepare":
+            figures = benchmark_prepare(settings, photos, folder)
+            print(prepare_table(figures))
+        else:
+            figures = benchmark_score(settings, photos, _random_bundle(settings, folder / "bundle"), folder)
+            print(_table(settings, figures))
     if settings.json_file:
         storage.write_json(settings.json_file, figures)
     return 0
@@ -116,14 +125,17 @@ def benchmark_score(settings: BenchmarkSettings, photos: Path, bundle_uri: str, 
 
 def _photos(settings: BenchmarkSettings, folder: Path) -> Path:
     if settings.input is None:
-        say(f"drawing {settings.photos} photos")
-        draw_dataset(folder, settings.photos, seed=0, workers=os.cpu_count() or 1)
+        drawn = min(settings.photos, _MOST_DRAWN) if settings.stage == "prepare" else settings.photos
+        say(f"drawing {drawn} photos")
+        draw_dataset(folder, drawn, seed=0, workers=os.cpu_count() or 1)
         return folder / "images"
     found = [path for path in storage.list_files(settings.input) if path.lower().endswith((".jpg", ".jpeg"))]
     if not found:
         raise StorageError(f"{settings.input} holds no JPEG photos")
     folder.mkdir(parents=True)
-    for number, path in zip(range(settings.photos), itertools.cycle(found)):
+    # Prepare repeats them itself, under their class.
+    again = itertools.cycle(found) if settings.stage == "score" else found
+    for number, path in zip(range(settings.photos), again):
         (folder / f"{number:07d}.jpg").write_bytes(storage.read_bytes(storage.join(settings.input, path)))
     return folder
 

@@ -185,15 +185,12 @@ def _prepare_dry(settings: PrepareSettings) -> list[str]:
     plan = plan_dataset(settings)
     photos = plan.photos.assign(split=preview_splits(plan, settings))
     counts = photos.value_counts(["split", "label"], sort=False).reset_index()
-    lines = [
-        f"{row.split:<10} {row.label:<10} {row.count:>7,} photos, before duplicates are known" for row in counts.itertuples()
-    ]
+    lines = [f"{row.split:<10} {row.label:<10} {row.count:>7,} photos" for row in counts.itertuples()]
     lines += [f"left out   {label!r} {count:>7,} photos" for label, count in plan.dropped_labels.items()]
     size_mb = photos["image_bytes"].sum() / 1e6
-    return [
-        *lines,
-        f"{len(photos):,} photos, {size_mb:,.0f} MB, about {size_mb / settings.shard_mb + 3:.0f} shards, to {settings.output}",
-    ]
+    shards = f"about {size_mb / settings.shard_mb + 3:.0f} shards, to {settings.output}"
+    duplicates = "duplicates, which stay together, are found when photos are read"
+    return [*lines, f"{len(photos):,} photos, {size_mb:,.0f} MB, {shards}", duplicates]
 
 
 def _audit(settings: AuditSettings) -> int:
@@ -203,7 +200,7 @@ def _audit(settings: AuditSettings) -> int:
         audit = audit_dataset(settings)
     print("\n".join(audit.summary()))
     print(f"report     {settings.output}/audit.html")
-    return _leak_code(audit.leak_counts, allowed=False)
+    return LIMIT_PASSED if audit.leak_counts else 0
 
 
 def _audit_dry(settings: AuditSettings) -> list[str]:
@@ -231,7 +228,8 @@ def _train(settings: TrainSettings) -> int:
 
 
 def _train_dry(settings: TrainSettings) -> list[str]:
-    from skinray.shards import check_no_leaks, open_dataset
+    from skinray.firewall import check_no_leaks
+    from skinray.shards import open_dataset
 
     dataset = open_dataset(settings.data)
     check_no_leaks(dataset, settings.allow_leaks)
@@ -253,6 +251,9 @@ def _evaluate(settings: EvaluateSettings) -> int:
     for name in ("roc_auc", "accuracy", "precision", "recall", "specificity", "f1"):
         print(f"{name:<12} {metrics[name]:.4f}")
     print(f"photos       {metrics['photos']:,} of {settings.split}, {metrics['malignant_photos']:,} malignant")
+    for where in ("leaks", "leaks_in_training", "overlap_with_training"):
+        for what, count in (metrics[where] or {}).items():
+            say(f"skinray: {where.replace('_', ' ')}: {count:,} {what}; these figures are too high")
     print(f"model_id     {metrics['model_id']}")
     print(f"report       {settings.output}")
     return 0
@@ -261,7 +262,8 @@ def _evaluate(settings: EvaluateSettings) -> int:
 def _evaluate_dry(settings: EvaluateSettings) -> list[str]:
     from skinray.bundle import load_bundle
     from skinray.evaluation import check_comparable
-    from skinray.shards import check_no_leaks, open_dataset
+    from skinray.firewall import check_no_leaks
+    from skinray.shards import open_dataset
 
     bundle, dataset = load_bundle(settings.bundle), open_dataset(settings.data)
     check_no_leaks(dataset, settings.allow_leaks)
@@ -325,7 +327,8 @@ def _demo_dry(settings: DemoSettings) -> list[str]:
 
 
 def _benchmark(settings: BenchmarkSettings) -> int:
-    telemetry.import_tensorflow()
+    if settings.stage == "score":
+        telemetry.import_tensorflow()
     from skinray.benchmark import run_benchmark
 
     with ray_session():
@@ -333,7 +336,8 @@ def _benchmark(settings: BenchmarkSettings) -> int:
 
 
 def _benchmark_dry(settings: BenchmarkSettings) -> list[str]:
-    return [f"{settings.rounds} rounds of {settings.photos:,} photos through {settings.model} at {settings.image_size_px}"]
+    what = "prepare" if settings.stage == "prepare" else f"{settings.model} at {settings.image_size_px}"
+    return [f"{settings.rounds} rounds of {settings.photos:,} photos through {what}"]
 
 
 VERBS: Mapping[str, Verb] = {

@@ -294,8 +294,8 @@ class DemoSettings(VerbSettings):
 class BenchmarkSettings(VerbSettings):
     """Measures this machine's ceiling, this pipeline's rate and a plain Keras script's rate in one run."""
 
-    stage: Annotated[Literal["score"], tyro.conf.Positional] = "score"
-    """What to measure."""
+    stage: Annotated[Literal["score", "prepare"], tyro.conf.Positional] = "score"
+    """What to measure: score, or prepare (which has no network and is set beside a plain loop)."""
     input: str | None = None
     """Folder of JPEG photos to use, repeated when they are too few; none draws 600x450 ones."""
     model: ModelName = "resnet50"

@@ -17,12 +17,13 @@ from skinray import storage
 from skinray.bundle import Bundle, load_bundle
 from skinray.config import EvaluateSettings
 from skinray.errors import ConfigError, DatasetError
+from skinray.firewall import check_no_leaks, check_no_overlap
 from skinray.metrics import binary_figures, confusion_matrix
 from skinray.photos import list_shards
 from skinray.predictions import threshold_of
 from skinray.reports import NOT_A_DEVICE, confusion_plot, roc_plot
 from skinray.scoring import RunSummary, write_predictions
-from skinray.shards import PreparedDataset, check_no_leaks, open_dataset
+from skinray.shards import PreparedDataset, open_dataset
 
 METRICS_NAME = "metrics.json"
 
@@ -40,13 +41,14 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         BundleError: The bundle does not verify.
         ConfigError: The bundle and the data set do not tell the same classes apart.
         DatasetError: The split has only malignant or only benign photos.
-        LeakError: The data set has leaks, and they were not allowed.
+        LeakError: The data set has leaks, or shares photos with the training data, and that was not allowed.
         OutputExistsError: The output is already there.
     """
     bundle = load_bundle(settings.bundle)
     dataset = open_dataset(settings.data)
     check_no_leaks(dataset, settings.allow_leaks)
     check_comparable(bundle, dataset, settings)
+    overlap = check_no_overlap(bundle, dataset, settings.split, settings.allow_leaks)
     output = storage.normalize(settings.output)
     storage.claim_folder(output, "evaluation", settings.recorded())
     predictions_uri = storage.join(output, "predictions", f"model_id={bundle.model_id}")
@@ -54,7 +56,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     rows = _read_rows(predictions_uri, [file["path"] for file in files])
     scored = rows[rows["status"] == "scored"]
     metrics = _measure(scored, bundle)
-    metrics |= _provenance(bundle, dataset, settings, summary)
+    metrics |= _provenance(bundle, dataset, settings, summary) | {"overlap_with_training": overlap}
     storage.write_json(storage.join(output, METRICS_NAME), metrics)
     _write_plots(scored, metrics, bundle, settings, output)
     storage.publish_folder(

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skinray import storage
 from skinray.config import SplitName
-from skinray.errors import DatasetError, LeakError
+from skinray.errors import DatasetError
 
 SCHEMA_VERSION = 2
 REJECTED_NAME = "_rejected.json"
@@ -173,17 +173,3 @@ def read_photos(dataset: PreparedDataset) -> pd.DataFrame:
     photos: pd.DataFrame = pq.read_table(io.BytesIO(data)).to_pandas()
     photos["fold"] = photos["fold"].astype("Int8")
     return photos
-
-
-def check_no_leaks(dataset: PreparedDataset, allowed: bool) -> None:
-    """The firewall: nothing is trained or measured on a data set with photos of one patient or lesion on both sides.
-
-    Raises:
-        LeakError: The data set has leaks, and they were not allowed.
-    """
-    if dataset.manifest.leaks and not allowed:
-        listed = ", ".join(f"{count:,} {what}" for what, count in dataset.manifest.leaks.items())
-        raise LeakError(
-            f"{dataset.uri} leaks: {listed}; figures measured on it would be too high. Prepare it without --keep-split, "
-            "or go on with --allow-leaks, which is then written on everything made from it"
-        )

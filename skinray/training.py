@@ -31,10 +31,11 @@ from skinray import storage
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints, save_bundle
 from skinray.config import TrainSettings
 from skinray.errors import ConfigError, DatasetError, TrainingError
+from skinray.firewall import check_no_leaks
 from skinray.metrics import binary_figures, threshold_for_sensitivity, threshold_youden
 from skinray.photos import cache_photos, list_shards
 from skinray.reports import training_card
-from skinray.shards import PreparedDataset, check_no_leaks, open_dataset
+from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
 
 

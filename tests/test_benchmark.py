@@ -23,3 +23,16 @@ def test_the_benchmark_writes_every_rate_and_the_ratios_that_follow(
     assert figures["ratio_to_keras"] == pytest.approx(rates["pipeline"] / rates["keras"])
     assert figures["pipeline_images_per_s"] == statistics.median(figures["readings"]["pipeline"])
     assert f"pipeline / ceiling {figures['ratio_to_ceiling']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_the_benchmark_of_prepare_sets_it_beside_a_plain_loop(ray_cluster: None, drawn_photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arguments = ["--photos", "300", "--rounds", "1", "--input", str(drawn_photos / "images"), "--json", str(file)]
+    assert main(["benchmark", "prepare", *arguments]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["photos"] == 300
+    rates = {name: figures[f"{name}_images_per_s"] for name in ("plain", "inspect", "pipeline")}
+    assert min(rates.values()) > 0
+    assert figures["ratio_to_plain"] == pytest.approx(rates["pipeline"] / rates["plain"])
+    assert 300 < figures["peak_memory_mb"] < 30_000

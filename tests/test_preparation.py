@@ -15,12 +15,12 @@ from PIL import Image
 from skinray import preparation, storage
 from skinray.config import PrepareSettings
 from skinray.errors import CatalogError, DatasetError, LeakError, OutputExistsError
+from skinray.firewall import check_no_leaks
 from skinray.preparation import prepare_dataset
 from skinray.shards import (
     REJECTED_NAME,
     SHARD_SCHEMA,
     PreparedDataset,
-    check_no_leaks,
     open_dataset,
     read_photos,
 )

@@ -1,0 +1,85 @@
+"""What must not be trained or measured on, unless the user says so: the check before train and evaluate.
+
+A prepared data set carries its own leaks in its manifest. A bundle that is measured on another data set than it was trained
+on is checked against the inventory of that one, as long as it can be reached.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from skinray.audit import examine
+from skinray.bundle import Bundle
+from skinray.config import SplitName
+from skinray.duplicates import find_duplicates
+from skinray.errors import LeakError, SkinrayError
+from skinray.shards import PreparedDataset, open_dataset, read_photos
+from skinray.splits import names
+
+
+def check_no_leaks(dataset: PreparedDataset, allowed: bool) -> None:
+    """Refuses a data set with photos of one patient or lesion, or one photo, on both sides of a split.
+
+    Raises:
+        LeakError: The data set has leaks, and they were not allowed.
+    """
+    if dataset.manifest.leaks and not allowed:
+        raise LeakError(
+            f"{dataset.uri} leaks: {_listed(dataset.manifest.leaks)}; figures measured on it would be too high. Prepare it "
+            "without --keep-split, or go on with --allow-leaks, which is then written on everything made from it"
+        )
+
+
+def check_no_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName, allowed: bool) -> dict[str, int] | None:
+    """Refuses to measure a bundle on photos, lesions or patients that it was trained or chosen on in another data set.
+
+    Args:
+        bundle: The model.
+        dataset: What it is to be measured on.
+        split: Which part of it.
+        allowed: Go on all the same.
+
+    Returns:
+        What stands on both sides, in words -> how many; None when the training data cannot be reached any more.
+
+    Raises:
+        LeakError: Something does, and it was not allowed.
+    """
+    trained_sha256 = bundle.metadata.get("dataset", {}).get("sha256")
+    if trained_sha256 == dataset.sha256:
+        return {}  # its own splits; `check_no_leaks` knows about them
+    try:
+        trained_on = open_dataset(bundle.metadata.get("training_settings", {}).get("data", ""))
+        if trained_on.sha256 != trained_sha256:
+            return None
+        seen = read_photos(trained_on)
+    except SkinrayError:
+        return None
+    overlap = _overlap(seen[seen["split"] != "test"], _of_split(dataset, split))
+    if overlap and not allowed:
+        raise LeakError(
+            f"{bundle.uri} was trained on {trained_on.uri}, which shares with the {split} split of {dataset.uri}: "
+            f"{_listed(overlap)}; its figures there would be too high. --allow-leaks measures all the same, and says so"
+        )
+    return overlap
+
+
+def _of_split(dataset: PreparedDataset, split: SplitName) -> pd.DataFrame:
+    photos = read_photos(dataset)
+    return photos[photos["split"] == split]
+
+
+def _overlap(seen: pd.DataFrame, measured: pd.DataFrame) -> dict[str, int]:
+    both = pd.concat([seen.assign(split="trained on"), measured.assign(split="measured on")], ignore_index=True)
+    both["fold"] = None
+    both["file_bytes"] = both["stored_bytes"]
+    for name in ("patient_id", "lesion_id"):
+        # Patient 7 of one data set is not patient 7 of another.
+        both[name] = [own and f"{source}:{own}" for source, own in zip(both["source"], names(both[name]), strict=True)]
+    duplicates = find_duplicates(both["image_sha256"].tolist(), both["fingerprint"].tolist())
+    counts = examine(both, duplicates, (), ()).leak_counts
+    return {what.removesuffix(" across splits"): count for what, count in counts.items()}
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())

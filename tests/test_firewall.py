@@ -1,0 +1,95 @@
+"""What must not be measured: a bundle on photos of its own training data, under whatever name or split."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from skinray import storage
+from skinray.bundle import Bundle, load_bundle
+from skinray.config import EvaluateSettings, PrepareSettings
+from skinray.errors import LeakError
+from skinray.evaluation import evaluate
+from skinray.firewall import check_no_leaks, check_no_overlap
+from skinray.preparation import prepare_dataset
+from skinray.shards import PreparedDataset, open_dataset
+from skinray.synthetic import draw_dataset
+from skinray.training import TrainedModel, train
+from tests.conftest import toy_settings
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def resplit(ray_cluster: None, drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    """The photos of `prepared`, divided anew."""
+    output = tmp_path_factory.mktemp("resplit") / "dataset"
+    settings = {"catalog": "synthetic", "source": str(drawn_photos), "validation_fraction": 0.2}
+    return prepare_dataset(PrepareSettings(**settings, output=str(output), seed=99))
+
+
+@pytest.fixture
+def bundle(trained: TrainedModel) -> Bundle:
+    return load_bundle(trained.bundle_uri)
+
+
+def test_a_bundle_is_measured_on_the_test_split_of_its_own_data(bundle: Bundle, prepared: PreparedDataset) -> None:
+    assert check_no_overlap(bundle, prepared, "test", allowed=False) == {}
+
+
+def test_the_same_photos_under_another_split_are_refused(bundle: Bundle, resplit: PreparedDataset) -> None:
+    with pytest.raises(LeakError, match=r"was trained on .* shares with the test split .*patients.*--allow-leaks"):
+        check_no_overlap(bundle, resplit, "test", allowed=False)
+    overlap = check_no_overlap(bundle, resplit, "test", allowed=True)
+    assert overlap is not None
+    assert set(overlap) == {"patients", "lesions", "duplicate clusters"}
+
+
+def test_other_photos_with_the_same_patient_numbers_in_another_data_set_are_fine(
+    bundle: Bundle, ray_cluster: None, tmp_path: Path
+) -> None:
+    draw_dataset(tmp_path / "others", 90, seed=1234)
+    settings = {"catalog": "csv", "source": str(tmp_path / "others"), "output": str(tmp_path / "out")}
+    columns = {"image": "image_id", "label": "label", "patient_id": "patient_id", "lesion_id": "lesion_id"}
+    others = prepare_dataset(PrepareSettings(**settings, csv=columns))
+    assert check_no_overlap(bundle, others, "test", allowed=False) == {}
+
+
+def test_training_data_that_is_gone_cannot_be_checked(
+    bundle: Bundle, resplit: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bundle.metadata["training_settings"], "data", "/nowhere/at/all")
+    assert check_no_overlap(bundle, resplit, "test", allowed=False) is None
+
+
+def test_metrics_say_what_overlaps(bundle: Bundle, resplit: PreparedDataset, tmp_path: Path) -> None:
+    settings = EvaluateSettings(bundle=bundle.uri, data=resplit.uri, output=str(tmp_path / "evaluation"), allow_leaks=True)
+    metrics = evaluate(settings)
+    assert metrics["overlap_with_training"]["patients"] > 0
+    assert metrics["leaks"] == {}
+    with pytest.raises(LeakError):
+        evaluate(settings.model_copy(update={"allow_leaks": False, "output": str(tmp_path / "other")}))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_leaky_data_set_is_not_trained_on_unless_told_and_the_card_says_so(
+    ray_cluster: None, prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    leaky = _with_leaks(prepared, tmp_path / "leaky")
+    settings = toy_settings(leaky.uri, tmp_path / "run", epochs=1)
+    with pytest.raises(LeakError, match="3 lesions across splits"):
+        train(settings)
+    assert not (tmp_path / "run").exists()
+    bundle = load_bundle(train(settings.model_copy(update={"allow_leaks": True})).bundle_uri)
+    assert bundle.metadata["leaks"] == {"lesions across splits": 3}
+    assert "**The data set leaks: 3 lesions across splits." in (tmp_path / "run" / "bundle" / "README.md").read_text()
+    with pytest.raises(LeakError):
+        check_no_leaks(leaky, allowed=False)
+
+
+def _with_leaks(dataset: PreparedDataset, folder: Path) -> PreparedDataset:
+    """A copy whose manifest says that it leaks."""
+    shutil.copytree(dataset.uri, folder)
+    manifest = storage.read_json(str(folder / storage.MANIFEST_NAME))
+    storage.write_json(str(folder / storage.MANIFEST_NAME), manifest | {"leaks": {"lesions across splits": 3}})
+    return open_dataset(str(folder))
