@@ -4,29 +4,34 @@ A leak is a patient, a lesion or a photo (through its duplicates) on both sides 
 across it are too high. Everything else found here is worth knowing and stops nothing.
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Literal
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import sklearn.ensemble
-import sklearn.metrics
-import sklearn.model_selection
 from pydantic import BaseModel, ConfigDict
 
 from skinray.duplicates import Duplicates, clusters
 from skinray.splits import divided_groups, names
 
-# Listed of each kind of finding; the counts are of all.
+# Listed of each kind of finding, and of the photos of one; the counts are of all.
 MOST_LISTED = 10_000
+MOST_PHOTOS = 100
 
 # ROC-AUC of telling malignant from benign by the file alone, above which a page calls it a shortcut.
 SHORTCUT_AUC = 0.6
 
-_Groups = dict[Literal["patient", "lesion", "duplicates"], list[str | None]]
+PLURALS = {"patient": "patients", "lesion": "lesions", "duplicates": "duplicate clusters"}
 
+_Kind = Literal["patient", "lesion", "duplicates"]
+_ConflictKind = Literal["lesion", "duplicates"]
+_Side = TypeVar("_Side", str, int)
+
+_SPLIT_ORDER: tuple[object, ...] = ("train", "validation", "test")
 _SHORTCUT_COLUMNS = ("width_px", "height_px", "aspect_ratio", "file_bytes", "bytes_per_pixel", "jpeg_quality", "has_metadata")
 _MOST_FOR_SHORTCUTS = 5_000
 
@@ -35,32 +40,44 @@ class _Finding(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Leak(_Finding):
-    """One patient, lesion or duplicate cluster that stands on more than one side."""
+class PhotoFact(_Finding):
+    """A photo of a finding, and where it stands."""
 
-    kind: Literal["patient", "lesion", "duplicates"]
+    image_id: str
+    label: str
+    split: str | None
+    fold: int | None
+
+
+class Leak(_Finding):
+    """One patient, lesion or duplicate cluster that stands on more than one side.
+
+    `photos` begins with the first photo of each of `sides`, in their order, and holds `MOST_PHOTOS` at most of `photo_count`.
+    """
+
+    kind: _Kind
     between: Literal["splits", "folds"]
     name: str
     sides: tuple[str, ...]
-    image_ids: tuple[str, ...]
+    photos: tuple[PhotoFact, ...]
+    photo_count: int
 
 
 class Conflict(_Finding):
-    """Photos that show the same (or one lesion) under different labels."""
+    """Photos that show the same (or one lesion) under different labels; `photos` is as in a leak, with labels for sides."""
 
-    kind: Literal["lesion", "duplicates"]
+    kind: _ConflictKind
     name: str
     labels: tuple[str, ...]
-    image_ids: tuple[str, ...]
+    photos: tuple[PhotoFact, ...]
+    photo_count: int
 
 
 class Pair(_Finding):
     """Two photos that show the same."""
 
     kind: Literal["exact", "near", "listed"]
-    image_ids: tuple[str, str]
-    labels: tuple[str, str]
-    splits: tuple[str, str]
+    photos: tuple[PhotoFact, PhotoFact]
     similarity: float | None
 
 
@@ -74,12 +91,22 @@ class Shortcut(_Finding):
 class Audit(_Finding):
     """All findings on one data set.
 
-    The lists hold the first `MOST_LISTED`; `counts` counts all.
+    The lists hold the first `MOST_LISTED` of each kind; all numbers are of all.
+
+    Attributes:
+        leak_counts: What stands across what, such as "lesions across splits" -> how many; empty where nothing leaks.
+        leaked_photos: Split -> photos that have their patient, their lesion or a duplicate in another split.
+        contradicted_photos: Label -> photos of which a duplicate, or another photo of the lesion, has another label.
+        class_counts: Split ("all" for photos in none) -> label -> photos.
+        sizes: The most frequent sizes, such as "600x450" -> photos.
+        missing: Column -> share of the photos without it.
     """
 
     photos: int
     counts: dict[str, int]
     leak_counts: dict[str, int]
+    leaked_photos: dict[str, int]
+    contradicted_photos: dict[str, int]
     class_counts: dict[str, dict[str, int]]
     sizes: dict[str, int]
     missing: dict[str, float]
@@ -92,14 +119,45 @@ class Audit(_Finding):
     def summary(self) -> list[str]:
         """The findings in a few lines for a person."""
         counts = self.counts
+        contradicting = [plural(counts["conflicts_duplicates"], "cluster"), plural(counts["conflicts_lesion"], "lesion")]
         lines = [
-            f"{self.photos:,} photos, {counts['unreadable']:,} unreadable",
+            f"{plural(self.photos, 'photo')}, {counts['unreadable']:,} unreadable",
             f"{counts['exact_pairs']:,} exact and {counts['near_pairs']:,} near duplicate pairs, "
-            f"{counts['clusters']:,} clusters of {counts['photos_in_clusters']:,} photos",
-            f"{counts['conflicts_duplicates']:,} clusters and {counts['conflicts_lesion']:,} lesions with contradicting labels",
+            f"{plural(counts['clusters'], 'cluster')} of {plural(counts['photos_in_clusters'], 'photo')}",
+            f"{' and '.join(contradicting)} with contradicting labels",
         ]
-        lines += [f"LEAK: {count:,} {what}" for what, count in self.leak_counts.items()]
+        lines += [f"LEAK: {words}" for words in leaks_in_words(self.leak_counts)]
         return lines if self.leak_counts else [*lines, "no leaks"]
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """The number with its noun: "1 photo", "2,000 photos"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def leaks_in_words(leak_counts: Mapping[str, int]) -> list[str]:
+    """One phrase for each kind of leak: "1 lesion across splits", "18 duplicate clusters across splits"."""
+    return [plural(count, what.replace("s across ", " across "), what) for what, count in leak_counts.items()]
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """Where each photo stands, as lists: to reach a row of a table takes a thousand times longer."""
+
+    image_ids: list[str]
+    labels: list[str]
+    splits: list[str | None]
+    folds: list[int | None]
+
+    def facts(self, rows: Iterable[int]) -> tuple[PhotoFact, ...]:
+        return tuple(
+            PhotoFact(image_id=self.image_ids[row], label=self.labels[row], split=self.splits[row], fold=self.folds[row])
+            for row in rows
+        )
+
+
+# Names of what is divided, in the order of their first photos -> rows.
+_Divided = dict[str, list[int]]
 
 
 def examine(
@@ -114,15 +172,31 @@ def examine(
         unreadable: One a photo that could not be decoded: image_id, error_code, error_detail.
         malignant: The labels that are malignant.
     """
+    known = _Photos(
+        photos["image_id"].tolist(),
+        photos["label"].tolist(),
+        names(photos["split"]),
+        [None if pd.isna(fold) else int(fold) for fold in photos["fold"]],
+    )
     number = clusters(len(photos), duplicates.pairs)
     sizes = np.bincount(number, minlength=1)
-    groups: _Groups = {
+    groups: dict[_Kind, list[str | None]] = {
         "patient": names(photos["patient_id"]),
         "lesion": names(photos["lesion_id"]),
-        "duplicates": [f"cluster {one}" if sizes[one] > 1 else None for one in number.tolist()],
+        "duplicates": _cluster_names(number, sizes),
     }
-    leaks = _leaks(photos, groups)
-    conflicts = _conflicts(photos, groups)
+    across_splits = {kind: _divided(members, known.splits) for kind, members in groups.items()}
+    across_folds = {kind: _divided(members, known.folds) for kind, members in groups.items()}
+    contradicting: dict[_ConflictKind, _Divided] = {
+        "duplicates": _divided(groups["duplicates"], known.labels),
+        "lesion": _divided(groups["lesion"], known.labels),
+    }
+    leak_counts = {
+        f"{PLURALS[kind]} across {between}": len(found)
+        for between, across in (("splits", across_splits), ("folds", across_folds))
+        for kind, found in across.items()
+        if found
+    }
     kinds = Counter(duplicates.kinds.tolist())
     return Audit(
         photos=len(photos),
@@ -131,75 +205,102 @@ def examine(
             **{f"{kind}_pairs": kinds[kind] for kind in ("exact", "near", "listed")},
             "clusters": int((sizes > 1).sum()),
             "photos_in_clusters": int(sizes[sizes > 1].sum()),
-            **{f"conflicts_{kind}": sum(one.kind == kind for one in conflicts) for kind in ("duplicates", "lesion")},
-            "leaks": len(leaks),
+            **{f"conflicts_{kind}": len(found) for kind, found in contradicting.items()},
+            "leaks": sum(leak_counts.values()),
         },
-        leak_counts=count_leaks(leaks),
-        class_counts=_class_counts(photos),
+        leak_counts=dict(sorted(leak_counts.items())),
+        leaked_photos=_count_photos(across_splits.values(), known.splits),
+        contradicted_photos=_count_photos(contradicting.values(), known.labels),
+        class_counts=_class_counts(known),
         sizes={str(size): int(count) for size, count in _size_names(photos).value_counts().head(20).items()},
         missing={column: _missing(photos[column]) for column in ("patient_id", "lesion_id", "age", "sex", "site")},
         shortcuts=_shortcuts(photos, groups, malignant),
-        leaks=tuple(leaks[:MOST_LISTED]),
-        conflicts=tuple(conflicts[:MOST_LISTED]),
-        pairs=_pairs(photos, duplicates),
+        leaks=(*_leaks(known, across_splits, "splits"), *_leaks(known, across_folds, "folds")),
+        conflicts=tuple(_conflicts(known, contradicting)),
+        pairs=_pairs(known, duplicates),
         unreadable=tuple(unreadable[:MOST_LISTED]),
     )
 
 
-def count_leaks(leaks: Sequence[Leak]) -> dict[str, int]:
-    """How many of each kind, in words: "lesions across splits" -> 3."""
-    plural = {"patient": "patients", "lesion": "lesions", "duplicates": "duplicate clusters"}
-    return dict(sorted(Counter(f"{plural[leak.kind]} across {leak.between}" for leak in leaks).items()))
+def _cluster_names(number: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> list[str | None]:
+    """Clusters count from 1 in the order of their first photos; a photo without a duplicate is in none."""
+    rank = np.cumsum(sizes > 1)
+    return [f"cluster {rank[one]}" if sizes[one] > 1 else None for one in number.tolist()]
 
 
-def _leaks(photos: pd.DataFrame, groups: _Groups) -> list[Leak]:
-    found: list[Leak] = []
-    splits = names(photos["split"])
-    folds = [None if pd.isna(fold) else f"fold {fold}" for fold in photos["fold"]]
-    sides_of: dict[Literal["splits", "folds"], list[str | None]] = {"splits": splits, "folds": folds}
-    for between, sides in sides_of.items():
-        for kind, members in groups.items():
-            within = [name if side is not None else None for name, side in zip(members, sides, strict=True)]
-            for name, rows in _members(within, divided_groups(within, sides)).items():
-                found.append(
-                    Leak(
-                        kind=kind,
-                        between=between,
-                        name=name,
-                        sides=tuple(sorted({str(sides[row]) for row in rows})),
-                        image_ids=tuple(photos["image_id"].iloc[rows]),
-                    )
-                )
+def _divided(groups: Sequence[str | None], sides: Sequence[_Side | None]) -> _Divided:
+    """The rows of each group that stands on more than one side. None is no group, and no side."""
+    rows = [row for row, side in enumerate(sides) if side is not None]
+    wanted = set(divided_groups([groups[row] for row in rows], [sides[row] for row in rows]))
+    found: _Divided = defaultdict(list)
+    for row in rows:
+        name = groups[row]
+        if name in wanted:
+            found[name].append(row)
     return found
 
 
-def _conflicts(photos: pd.DataFrame, groups: _Groups) -> list[Conflict]:
-    labels = photos["label"].tolist()
-    kinds: tuple[Literal["duplicates", "lesion"], ...] = ("duplicates", "lesion")
-    return [
-        Conflict(
-            kind=kind,
-            name=name,
-            labels=tuple(sorted({labels[row] for row in rows})),
-            image_ids=tuple(photos["image_id"].iloc[rows]),
-        )
-        for kind in kinds
-        for name, rows in _members(groups[kind], divided_groups(groups[kind], labels)).items()
-    ]
+def _count_photos(divided: Iterable[_Divided], sides: Sequence[str | None]) -> dict[str, int]:
+    """How many photos of each side the findings have, each photo once."""
+    rows = {row for found in divided for members in found.values() for row in members}
+    counts = Counter(side for row in rows if (side := sides[row]) is not None)
+    return {side: counts[side] for side in _in_order(counts)}
 
 
-def _members(groups: Sequence[str | None], wanted: Sequence[str]) -> dict[str, list[int]]:
-    members: dict[str, list[int]] = {name: [] for name in wanted}
-    for row, name in enumerate(groups):
-        if name in members:
-            members[name].append(row)
-    return members
+def _in_order(sides: Iterable[_Side]) -> list[_Side]:
+    """Train, validation, test; anything else as numbers and words are ordered."""
+    return sorted(sides, key=lambda side: (_SPLIT_ORDER.index(side) if side in _SPLIT_ORDER else len(_SPLIT_ORDER), side))
 
 
-def _class_counts(photos: pd.DataFrame) -> dict[str, dict[str, int]]:
-    splits = pd.Series([split or "all" for split in names(photos["split"])], index=photos.index)
-    table = pd.crosstab(photos["label"], splits)
-    return {str(split): {str(label): int(count) for label, count in table[split].items()} for split in table.columns}
+def _sides_first(rows: Sequence[int], sides: Sequence[_Side | None]) -> tuple[list[_Side], list[int]]:
+    """The sides that rows stand on; and the first row of each, then the other rows, as many as are listed."""
+    first: dict[_Side, int] = {}
+    for row in rows:
+        side = sides[row]
+        if side is not None:
+            first.setdefault(side, row)
+    ordered: list[_Side] = _in_order(first)
+    return ordered, list(dict.fromkeys([*(first[side] for side in ordered), *rows]))[:MOST_PHOTOS]
+
+
+def _leaks(known: _Photos, across: Mapping[_Kind, _Divided], between: Literal["splits", "folds"]) -> Iterator[Leak]:
+    for kind, found in across.items():
+        for name, rows in itertools.islice(found.items(), MOST_LISTED):
+            if between == "splits":
+                sides, listed = _sides_first(rows, known.splits)
+            else:
+                folds, listed = _sides_first(rows, known.folds)
+                sides = [f"fold {fold}" for fold in folds]
+            yield Leak(
+                kind=kind,
+                between=between,
+                name=name,
+                sides=tuple(sides),
+                photos=known.facts(listed),
+                photo_count=len(rows),
+            )
+
+
+def _conflicts(known: _Photos, contradicting: Mapping[_ConflictKind, _Divided]) -> Iterator[Conflict]:
+    for kind, found in contradicting.items():
+        for name, rows in itertools.islice(found.items(), MOST_LISTED):
+            labels, listed = _sides_first(rows, known.labels)
+            yield Conflict(kind=kind, name=name, labels=tuple(labels), photos=known.facts(listed), photo_count=len(rows))
+
+
+def _pairs(known: _Photos, duplicates: Duplicates) -> tuple[Pair, ...]:
+    found = zip(duplicates.pairs.tolist(), duplicates.kinds.tolist(), duplicates.similarity.tolist(), strict=True)
+    return tuple(
+        Pair(kind=kind, photos=known.facts(rows), similarity=None if similarity != similarity else round(similarity, 4))
+        for rows, kind, similarity in itertools.islice(found, MOST_LISTED)
+    )
+
+
+def _class_counts(known: _Photos) -> dict[str, dict[str, int]]:
+    labels = sorted(set(known.labels))
+    counts = Counter(zip((split or "all" for split in known.splits), known.labels, strict=True))
+    splits = _in_order({split for split, _ in counts})
+    return {split: {label: counts[split, label] for label in labels} for split in splits}
 
 
 def _size_names(photos: pd.DataFrame) -> "pd.Series[Any]":
@@ -207,27 +308,13 @@ def _size_names(photos: pd.DataFrame) -> "pd.Series[Any]":
 
 
 def _missing(column: "pd.Series[Any]") -> float:
-    return round(float(column.isna().mean()), 4) if len(column) else 0.0
+    return float(column.isna().mean()) if len(column) else 0.0
 
 
-def _pairs(photos: pd.DataFrame, duplicates: Duplicates) -> tuple[Pair, ...]:
-    ids, labels = photos["image_id"].tolist(), photos["label"].tolist()
-    splits = [split or "" for split in names(photos["split"])]
-    listed = zip(duplicates.pairs.tolist(), duplicates.kinds.tolist(), duplicates.similarity.tolist(), strict=True)
-    return tuple(
-        Pair(
-            kind=kind,
-            image_ids=(ids[one], ids[other]),
-            labels=(labels[one], labels[other]),
-            splits=(splits[one], splits[other]),
-            similarity=None if similarity != similarity else round(similarity, 4),
-        )
-        for ((one, other), kind, similarity), _ in zip(listed, range(MOST_LISTED), strict=False)
-    )
-
-
-def _shortcuts(photos: pd.DataFrame, groups: _Groups, malignant: Sequence[str]) -> tuple[Shortcut, ...]:
+def _shortcuts(photos: pd.DataFrame, groups: Mapping[_Kind, list[str | None]], malignant: Sequence[str]) -> tuple[Shortcut, ...]:
     """Each file feature by itself, and all of them through a boosted tree in cross-validation that keeps groups together."""
+    from sklearn.metrics import roc_auc_score  # here, because it takes a second that the workers need not spend
+
     chosen = np.arange(len(photos))
     if len(chosen) > _MOST_FOR_SHORTCUTS:
         chosen = np.random.default_rng(0).choice(chosen, _MOST_FOR_SHORTCUTS, replace=False)
@@ -249,18 +336,25 @@ def _shortcuts(photos: pd.DataFrame, groups: _Groups, malignant: Sequence[str]) 
         return ()  # too few of a kind for a figure that means anything
     found = []
     for name in _SHORTCUT_COLUMNS:
-        area = float(sklearn.metrics.roc_auc_score(positive, features[name]))
+        area = float(roc_auc_score(positive, features[name]))
         found.append(Shortcut(feature=name, roc_auc=round(max(area, 1 - area), 4)))
     # The patient, else the lesion, else the duplicate cluster, else the photo itself.
-    own = [next((own_name for members in groups.values() if (own_name := members[row])), f"photo {row}") for row in chosen]
+    own = [
+        next((f"{kind} {members[row]}" for kind, members in groups.items() if members[row]), f"photo {row}")
+        for row in chosen.tolist()
+    ]
     found.append(Shortcut(feature="all of them together", roc_auc=_grouped_auc(features, positive, own)))
     return tuple(sorted(found, key=lambda one: -one.roc_auc))
 
 
 def _grouped_auc(features: pd.DataFrame, positive: npt.NDArray[np.bool_], groups: Sequence[str]) -> float:
-    folds = sklearn.model_selection.StratifiedGroupKFold(5, shuffle=True, random_state=0)
-    tree = sklearn.ensemble.HistGradientBoostingClassifier(max_iter=50, max_depth=4, random_state=0)
-    scores = sklearn.model_selection.cross_val_predict(
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    tree = HistGradientBoostingClassifier(max_iter=50, max_depth=4, random_state=0)
+    scores = cross_val_predict(
         tree, features.to_numpy(), positive, groups=pd.factorize(np.array(groups))[0], cv=folds, method="predict_proba"
     )
-    return round(float(sklearn.metrics.roc_auc_score(positive, scores[:, 1])), 4)
+    return round(float(roc_auc_score(positive, scores[:, 1])), 4)

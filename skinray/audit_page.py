@@ -7,16 +7,16 @@ trusted, so the template escapes them all, and the page's content security polic
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import TypeVar
+from typing import Literal
 
 import jinja2
 
 import skinray
-from skinray.audit import MOST_LISTED, SHORTCUT_AUC, Audit, Conflict, Leak, Pair
+from skinray.audit import MOST_LISTED, PLURALS, SHORTCUT_AUC, Audit, Conflict, Leak, Pair, PhotoFact, leaks_in_words, plural
 from skinray.duplicates import SMALLEST_DETAIL
 from skinray.taxonomy import DIAGNOSES
 
@@ -34,11 +34,6 @@ _MOST_EXAMPLES = 3
 # On 30 photos the 95 % interval of a share near one half is 18 points wide to either side.
 _FEW_PHOTOS = 30
 
-_ONE_AND_MANY = {
-    "patient": ("patient", "patients"),
-    "lesion": ("lesion", "lesions"),
-    "duplicates": ("duplicate cluster", "duplicate clusters"),
-}
 _PLACES = {"splits": "on more than one side of the split", "folds": "in more than one fold"}
 _KINDS = {"exact": "the same file", "near": "alike to the eye", "listed": "listed by the data set"}
 _COLUMNS = {"patient_id": "patient", "lesion_id": "lesion", "age": "age", "sex": "sex", "site": "site on the body"}
@@ -62,18 +57,6 @@ _UNREADABLE = {
     "too_large": "more pixels than are decoded",
     "burned_in": "identifying text is part of the picture",
 }
-_SPLIT_ORDER = ("train", "validation", "test")
-
-_FindingT = TypeVar("_FindingT", Leak, Conflict, Pair)
-
-
-@dataclass(frozen=True)
-class _Photo:
-    """One photo of a case; label and split are empty where the findings do not say them."""
-
-    image_id: str
-    label: str
-    split: str
 
 
 @dataclass(frozen=True)
@@ -82,16 +65,18 @@ class _Case:
 
     Attributes:
         name: What it is called in audit.json.
-        match: How alike its photos are, in words; empty where the findings do not say it.
-        values: The sides or labels that it has beside those of `photos`.
+        match: How alike its photos are, in words; empty where the pairs do not say it.
+        apart: Which fact of its photos is at odds.
+        others: The sides or labels that it has beside those of `photos`.
         photos: The first of them.
         hidden: How many more there are.
     """
 
     name: str
     match: str
-    values: tuple[str, ...]
-    photos: tuple[_Photo, ...]
+    apart: Literal["split", "fold", "label", ""]
+    others: tuple[str, ...]
+    photos: tuple[PhotoFact, ...]
     hidden: int
 
 
@@ -108,47 +93,13 @@ class _Part:
         return self.count / self.total if self.total else 0.0
 
 
-class _Known:
-    """What the pairs say about photos. They are duplicates only: of most photos of a patient or a lesion they say nothing."""
-
-    def __init__(self, pairs: Iterable[Pair]) -> None:
-        self.label: dict[str, str] = {}
-        self.split: dict[str, str] = {}
-        self._pairs_of: dict[str, list[Pair]] = defaultdict(list)
-        for pair in pairs:
-            self.label.update(zip(pair.image_ids, pair.labels, strict=True))
-            self.split.update(zip(pair.image_ids, pair.splits, strict=True))
-            self._pairs_of[pair.image_ids[0]].append(pair)
-
-    def case(self, name: str, values: tuple[str, ...], image_ids: Sequence[str], apart: Mapping[str, str]) -> _Case:
-        """A case with its first photos, one of each value of `apart` before a second of any."""
-        within = set(image_ids)
-        pairs = [pair for one in image_ids for pair in self._pairs_of.get(one, ()) if pair.image_ids[1] in within]
-        similarity = [pair.similarity for pair in pairs if pair.kind == "near" and pair.similarity is not None]
-        kinds = {pair.kind for pair in pairs}
-        match = _listed([words for kind, words in _KINDS.items() if kind in kinds])
-        first: dict[tuple[str, str], str] = {}
-        for image_id in image_ids:
-            value = apart.get(image_id, "")
-            first.setdefault((value, "" if value else image_id), image_id)  # an unknown value may be another one
-        picked = list(dict.fromkeys([*first.values(), *image_ids]))[:_MOST_PHOTOS_OF_CASE]
-        told = {apart.get(one, "") for one in picked}
-        return _Case(
-            name=name,
-            match=f"{match}, similarity {min(similarity):.3f}" if similarity else match,
-            values=tuple(value for value in _in_order(values) if value not in told),
-            photos=tuple(_Photo(one, self.label.get(one, ""), self.split.get(one, "")) for one in picked),
-            hidden=len(image_ids) - len(picked),
-        )
-
-
 def shown_photos(audit: Audit) -> list[str]:
     """The photos whose thumbnails the page needs, each once and 240 at most: of leaks, of conflicts, of other duplicates.
 
     Args:
         audit: The findings.
     """
-    cases = itertools.chain(_leaks(audit), _conflicts(audit), _others(audit)[0])
+    cases = [*_cases(audit, audit.leaks), *_cases(audit, audit.conflicts), *_others(audit)[0]]
     return list(dict.fromkeys(photo.image_id for case in cases for photo in case.photos))
 
 
@@ -168,10 +119,10 @@ def audit_page(audit: Audit, data: str, thumbnails: Mapping[str, str]) -> str:
         version=skinray.__version__,
         verdict=_verdict(audit, alarming=bool(remarks) or not audit.photos),
         remarks=remarks,
-        leaks=_leaks(audit),
+        leaks=_cases(audit, audit.leaks),
         leak_rows=_leak_rows(audit),
         leaked=_leaked(audit),
-        conflicts=_conflicts(audit),
+        conflicts=_cases(audit, audit.conflicts),
         shared=_shared(audit),
         conflict_rows=_conflict_rows(audit),
         contradicted=_contradicted(audit),
@@ -199,7 +150,7 @@ def audit_page(audit: Audit, data: str, thumbnails: Mapping[str, str]) -> str:
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(count="{:,}".format, percent=_percent, plural=_plural)
+    environment.filters.update(count="{:,}".format, percent=_percent, plural=plural)
     return environment.from_string((files("skinray") / "web" / "audit.html").read_text(encoding="utf-8"))
 
 
@@ -210,63 +161,48 @@ def _percent(share: float) -> str:
     return f"{number}\N{NO-BREAK SPACE}%"
 
 
-def _plural(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
 def _listed(words: Sequence[str], last: str = "and") -> str:
     """One, two and three."""
     return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)
 
 
+def _verb(count: int, one: str, many: str) -> str:
+    return one if count == 1 else many
+
+
 def _verdict(audit: Audit, alarming: bool) -> tuple[str, str]:
     """How bad it is ("leak", "doubt" or "clear"), and the same in words; `alarming` is whether there is more to be said."""
     if not audit.leak_counts and _no_split(audit):
-        return "doubt", f"{_plural(audit.photos, 'photo')} in no split: there was none to look for leaks across."
+        return "doubt", f"{plural(audit.photos, 'photo')} in no split: there was none to look for leaks across."
     if not audit.leak_counts:
-        return "doubt" if alarming else "clear", f"No leaks found among {_plural(audit.photos, 'photo')}."
+        return "doubt" if alarming else "clear", f"No leaks found among {plural(audit.photos, 'photo')}."
     sides = {side for leak in audit.leaks if leak.between == "splits" for side in leak.sides}
     places = _PLACES | ({"splits": "on both sides of the split"} if len(sides) == 2 else {})
     said = []
     for between, place in places.items():
-        counts = [(kind, count) for kind, across, count in _leak_counts(audit) if across == between]
-        if counts:
-            who = _listed([_plural(count, *_ONE_AND_MANY.get(kind, (kind, kind))) for kind, count in counts])
-            said.append(f"{who} {'stands' if sum(count for _, count in counts) == 1 else 'stand'} {place}")
+        across = {what: count for what, count in audit.leak_counts.items() if what.endswith(f" across {between}")}
+        if across:
+            who = _listed([words.removesuffix(f" across {between}") for words in leaks_in_words(across)])
+            said.append(f"{who} {_verb(sum(across.values()), 'stands', 'stand')} {place}")
     return "leak", f"Leaks: {'; '.join(said)}. Figures measured on this data set would be too high."
-
-
-def _leak_counts(audit: Audit) -> list[tuple[str, str, int]]:
-    """Kind, what it stands across, and how many: of all leaks, which the audit counts under their names in words."""
-    kind_of = {many: kind for kind, (_, many) in _ONE_AND_MANY.items()}
-    found = []
-    for words, count in audit.leak_counts.items():
-        many, _, between = words.rpartition(" across ")
-        found.append((kind_of.get(many, many), between, count))
-    return found
 
 
 def _remarks(audit: Audit) -> list[tuple[str, str]]:
     """What else a reader must know first: anchors of the page's sections, and sentences."""
     counts = Counter(audit.counts)
-    remarks = [
-        (
-            "leaks",
-            f"At least {part.count:,} of the {part.total:,} {part.name} photos ({_percent(part.share)}) have {_shared(audit)} on "
-            "another side.",
-        )
-        for part in _leaked(audit)
-        if part.name != "train"
-    ]
-    conflicts = [(kind, count) for kind in ("duplicates", "lesion") if (count := counts[f"conflicts_{kind}"])]
-    if conflicts:
-        who = _listed([_plural(count, *_ONE_AND_MANY[kind]) for kind, count in conflicts])
-        has = "has" if sum(count for _, count in conflicts) == 1 else "have"
+    remarks = []
+    for part in _leaked(audit):
+        if part.name != "train":
+            who = f"{part.count:,} of the {part.total:,} {part.name} photos ({_percent(part.share)})"
+            remarks.append(("leaks", f"{who} {_verb(part.count, 'has', 'have')} {_shared(audit)} on another side."))
+    clusters, lesions = counts["conflicts_duplicates"], counts["conflicts_lesion"]
+    if clusters or lesions:
+        who = _listed([plural(count, one) for count, one in ((clusters, "duplicate cluster"), (lesions, "lesion")) if count])
         worst = [
-            f", at least {one.count:,} of the {one.total:,} photos labelled {one.name} among them"
-            for one in _contradicted(audit)[:1]
+            f", {one.count:,} of the {one.total:,} photos labelled {one.name} among them" for one in _contradicted(audit)[:1]
         ]
-        remarks.append(("conflicts", f"{who} {has} contradicting labels{''.join(worst)}."))
+        verb = _verb(clusters + lesions, "has", "have")
+        remarks.append(("conflicts", f"{who} {verb} contradicting labels{''.join(worst)}."))
     best = max(audit.shortcuts, key=lambda one: one.roc_auc, default=None)
     if best and best.roc_auc > SHORTCUT_AUC:
         feature = _FEATURES.get(best.feature, best.feature)
@@ -276,7 +212,7 @@ def _remarks(audit: Audit) -> list[tuple[str, str]]:
     if counts["unreadable"]:
         share = _percent(counts["unreadable"] / (audit.photos + counts["unreadable"]))
         remarks.append(
-            ("files", f"{_plural(counts['unreadable'], 'file')} ({share}) could not be used: all other figures leave them out.")
+            ("files", f"{plural(counts['unreadable'], 'file')} ({share}) could not be used: all other figures leave them out.")
         )
     return remarks + _unchecked(audit)
 
@@ -287,19 +223,19 @@ def _unchecked(audit: Audit) -> list[tuple[str, str]]:
     without = sum(audit.class_counts.get("all", {}).values())
     clusters = audit.counts.get("clusters", 0)
     if _no_split(audit) and clusters:
-        who = f"{_plural(clusters, *_ONE_AND_MANY['duplicates'])} of {audit.counts.get('photos_in_clusters', 0):,} photos"
+        who = f"{plural(clusters, 'duplicate cluster')} of {audit.counts.get('photos_in_clusters', 0):,} photos"
         remarks.append(("duplicates", f"{who}: a split that takes photos one by one would divide them."))
     elif without and not _no_split(audit):
-        remarks.append(("classes", f"{_plural(without, 'photo')} in no split: not looked at for leaks across it."))
-    names = [(column, _ONE_AND_MANY[column.removesuffix("_id")][0]) for column in ("patient_id", "lesion_id")]
-    absent = [name for column, name in names if audit.missing.get(column) == 1]
-    if absent:
-        who = _listed(absent, "or")
+        remarks.append(("classes", f"{plural(without, 'photo')} in no split: not looked at for leaks across it."))
+    missing = {name: audit.missing.get(f"{name}_id", 0) for name in ("patient", "lesion")}
+    who = _listed([name for name, share in missing.items() if share == 1], "or")
+    if who:
         remarks.append(("files", f"No photo names its {who}: a {who} on both sides shows only where photos are duplicates."))
-    for column, name in names:
-        if 0 < audit.missing.get(column, 0) < 1:
-            share = _percent(audit.missing[column])
-            remarks.append(("files", f"{share} of the photos name no {name}: not looked at for a {name} on both sides."))
+    remarks += [
+        ("files", f"{_percent(share)} of the photos name no {name}: not looked at for a {name} on both sides.")
+        for name, share in missing.items()
+        if 0 < share < 1
+    ]
     return remarks
 
 
@@ -309,81 +245,80 @@ def _no_split(audit: Audit) -> bool:
 
 def _shared(audit: Audit) -> str:
     """What photos have on two sides of the split, in words."""
-    kinds = {leak.kind for leak in audit.leaks if leak.between == "splits"}
     words = {"patient": "their patient", "lesion": "their lesion", "duplicates": "a copy"}
-    return _listed([words[kind] for kind in words if kind in kinds], "or")
+    return _listed([words[kind] for kind in words if f"{PLURALS[kind]} across splits" in audit.leak_counts], "or")
 
 
-def _shown(
-    findings: Iterable[_FindingT], group_of: Callable[[_FindingT], Hashable], case_of: Callable[[_FindingT], _Case]
-) -> list[_Case]:
-    """As many cases as a page has room for: one of each group, the largest group first, then another of each, and so on."""
-    groups: dict[Hashable, list[_FindingT]] = defaultdict(list)
+def _cases(audit: Audit, findings: Sequence[Leak] | Sequence[Conflict]) -> list[_Case]:
+    """As many as a page has room for: one of each kind and sides, the most frequent first, then another of each, and so on."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Leak | Conflict]] = defaultdict(list)
     for finding in findings:
-        groups[group_of(finding)].append(finding)
+        groups[finding.kind, _sides(finding)].append(finding)
     ranked = sorted(groups.values(), key=len, reverse=True)
     in_turn = (one for one_of_each in itertools.zip_longest(*ranked) for one in one_of_each if one is not None)
-    cases: list[_Case] = []
-    photos = 0
-    for finding in itertools.islice(in_turn, _MOST_CASES):
-        case = case_of(finding)
-        photos += len(case.photos)
-        if photos > _MOST_PHOTOS:
-            break
-        cases.append(case)
-    return cases
+    pairs_of: dict[str, list[Pair]] = defaultdict(list)
+    for pair in audit.pairs:
+        pairs_of[pair.photos[0].image_id].append(pair)
+    cases = [_case(finding, pairs_of) for finding in itertools.islice(in_turn, _MOST_CASES)]
+    photos = itertools.accumulate(len(case.photos) for case in cases)
+    return [case for case, so_far in zip(cases, photos, strict=True) if so_far <= _MOST_PHOTOS]
 
 
-def _leaks(audit: Audit) -> list[_Case]:
-    known = _Known(audit.pairs)
-
-    def case(leak: Leak) -> _Case:
-        return known.case(_name(leak), leak.sides, leak.image_ids, known.split if leak.between == "splits" else {})
-
-    return _shown(audit.leaks, lambda leak: (leak.between, leak.kind, leak.sides), case)
+def _sides(finding: Leak | Conflict) -> tuple[str, ...]:
+    return finding.sides if isinstance(finding, Leak) else finding.labels
 
 
-def _conflicts(audit: Audit) -> list[_Case]:
-    known = _Known(audit.pairs)
-
-    def case(conflict: Conflict) -> _Case:
-        return known.case(_name(conflict), conflict.labels, conflict.image_ids, known.label)
-
-    return _shown(audit.conflicts, lambda conflict: (conflict.kind, conflict.labels), case)
+def _case(finding: Leak | Conflict, pairs_of: Mapping[str, Sequence[Pair]]) -> _Case:
+    within = {photo.image_id for photo in finding.photos}
+    # A finding begins with a photo of each side.
+    shown = finding.photos[:_MOST_PHOTOS_OF_CASE]
+    return _Case(
+        name=finding.name if finding.kind == "duplicates" else f"{finding.kind} {finding.name}",
+        match=_match([pair for one in within for pair in pairs_of.get(one, ()) if pair.photos[1].image_id in within]),
+        apart="label" if isinstance(finding, Conflict) else "split" if finding.between == "splits" else "fold",
+        others=_sides(finding)[len(shown) :],
+        photos=shown,
+        hidden=finding.photo_count - len(shown),
+    )
 
 
 def _others(audit: Audit) -> tuple[list[_Case], int]:
-    """Pairs with one label and on one side, the least alike first; and how many of them the audit lists."""
-    told: set[str] = set()
-    for leak in audit.leaks:
-        told.update(leak.image_ids if leak.kind == "duplicates" else ())
-    for conflict in audit.conflicts:
-        told.update(conflict.image_ids if conflict.kind == "duplicates" else ())
-    others = [
-        pair
-        for pair in audit.pairs
-        if pair.labels[0] == pair.labels[1]
-        and (pair.splits[0] == pair.splits[1] or "" in pair.splits)
-        and not told.issuperset(pair.image_ids)
-    ]
+    """Pairs of no other finding, with one label and on one side, the least alike first; and how many of them there are."""
+    above: list[Leak | Conflict] = [*audit.leaks, *audit.conflicts]
+    told = {photo.image_id for one in above if one.kind == "duplicates" for photo in one.photos}
+    others = [pair for pair in audit.pairs if pair.photos[0].image_id not in told and _is_harmless(pair)]
     order = ("near", "listed", "exact")
     others.sort(key=lambda pair: (order.index(pair.kind), pair.similarity or 0))
-    known = _Known(others)
-    return _shown(others, lambda _: "", lambda pair: known.case("", (), pair.image_ids, {})), len(others)
+    cases = [
+        _Case(name="", match=_match([pair]), apart="", others=(), photos=pair.photos, hidden=0) for pair in others[:_MOST_CASES]
+    ]
+    return cases, len(others)
 
 
-def _name(finding: Leak | Conflict) -> str:
-    return finding.name if finding.kind == "duplicates" else f"{finding.kind} {finding.name}"
+def _is_harmless(pair: Pair) -> bool:
+    one, other = pair.photos
+    sides = ((one.split, other.split), (one.fold, other.fold))
+    return one.label == other.label and all(here == there or here is None or there is None for here, there in sides)
+
+
+def _match(pairs: Sequence[Pair]) -> str:
+    """How alike photos are, in words."""
+    kinds = {pair.kind for pair in pairs}
+    similarity = [pair.similarity for pair in pairs if pair.kind == "near" and pair.similarity is not None]
+    words = _listed([words for kind, words in _KINDS.items() if kind in kinds])
+    return f"{words}, similarity {min(similarity):.3f}" if similarity else words
 
 
 def _leak_rows(audit: Audit) -> list[tuple[str, str, int, list[tuple[tuple[str, ...], int]], int]]:
     """What stands across, what it stands across, how many, on which sides how many of those listed, how many more sides."""
+    sides_of: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    for leak in audit.leaks:
+        sides_of[f"{PLURALS[leak.kind]} across {leak.between}"][leak.sides] += 1
     rows = []
-    for kind, between, count in _leak_counts(audit):
-        leaks = [leak for leak in audit.leaks if (leak.kind, leak.between) == (kind, between)]
-        sides = Counter(tuple(_in_order(leak.sides)) for leak in leaks).most_common()
-        many = _ONE_AND_MANY.get(kind, (kind, kind))[1]
-        rows.append((many, between, count, sides[:_MOST_SIDES], len(sides[_MOST_SIDES:])))
+    for words, count in audit.leak_counts.items():
+        what, _, between = words.partition(" across ")
+        sides = sides_of[words].most_common()
+        rows.append((what, between, count, sides[:_MOST_SIDES], len(sides[_MOST_SIDES:])))
     return rows
 
 
@@ -397,54 +332,34 @@ def _conflict_rows(audit: Audit) -> list[tuple[tuple[str, str], int, int]]:
 
 
 def _leaked(audit: Audit) -> list[_Part]:
-    """At least how many photos of each split stand on another side too."""
-    totals = {split: sum(counts.values()) for split, counts in audit.class_counts.items()}
-    leaks = [(leak.kind, leak.sides) for leak in audit.leaks if leak.between == "splits"]
-    return _at_least(leaks, {split: totals[split] for split in _in_order(totals)})
+    """How many photos of each split stand on another side too."""
+    return [_Part(split, count, sum(audit.class_counts[split].values())) for split, count in audit.leaked_photos.items()]
 
 
 def _contradicted(audit: Audit) -> list[_Part]:
-    """At least how many photos of each class have another label too, the most contradicted class first."""
-    totals: Counter[str] = Counter()
-    for counts in audit.class_counts.values():
-        totals.update(counts)
-    parts = _at_least([(conflict.kind, conflict.labels) for conflict in audit.conflicts], totals)
+    """How many photos of each class have another label too, the most contradicted class first."""
+    totals = _totals(audit)
+    parts = [_Part(label, count, totals[label]) for label, count in audit.contradicted_photos.items()]
     return sorted(parts, key=lambda part: -part.share)
 
 
-def _at_least(findings: Iterable[tuple[str, tuple[str, ...]]], totals: Mapping[str, int]) -> list[_Part]:
-    """Findings of one kind share no photo and have one for each value: so many photos at least have the value."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for kind, values in findings:
-        counts[kind].update(set(values))
-    parts = [_Part(name, max((one[name] for one in counts.values()), default=0), total) for name, total in totals.items()]
-    return [part for part in parts if part.count]
-
-
-def _in_order(splits: Iterable[str]) -> list[str]:
-    """Train, validation, test, and then what else there is."""
-    return sorted(splits, key=lambda split: (_SPLIT_ORDER.index(split) if split in _SPLIT_ORDER else len(_SPLIT_ORDER), split))
+def _totals(audit: Audit) -> Counter[str]:
+    """Photos of each class in all splits."""
+    return sum(map(Counter, audit.class_counts.values()), Counter[str]())
 
 
 def _classes(audit: Audit) -> tuple[list[_Part], list[tuple[str, list[_Part]]]]:
     """Photos by split; and by class and split, the largest class first."""
-    counts = {split: audit.class_counts[split] for split in _in_order(audit.class_counts)}
+    totals = _totals(audit)
+    counts: dict[str, Mapping[str, int]] = {
+        "no split" if split == "all" else split: by_label for split, by_label in audit.class_counts.items()
+    }
     if len(counts) > 1:
-        everywhere: Counter[str] = Counter()
-        for classes in counts.values():
-            everywhere.update(classes)
-        counts["all splits"] = everywhere
-    columns = [
-        _Part("no split" if split == "all" else split, sum(classes.values()), audit.photos) for split, classes in counts.items()
-    ]
-    labels = sorted({label for classes in counts.values() for label in classes})
-    last = list(counts.values())[-1] if counts else {}
+        counts["all splits"] = totals
+    columns = [_Part(name, sum(by_label.values()), audit.photos) for name, by_label in counts.items()]
     rows = [
-        (
-            label,
-            [_Part(label, classes.get(label, 0), column.count) for column, classes in zip(columns, counts.values(), strict=True)],
-        )
-        for label in sorted(labels, key=lambda label: -last.get(label, 0))
+        (label, [_Part(label, counts[column.name].get(label, 0), column.count) for column in columns])
+        for label in sorted(totals, key=lambda label: (-totals[label], label))
     ]
     return columns, rows
 

@@ -174,8 +174,10 @@ def _prepare(settings: PrepareSettings) -> int:
 
 
 def _leak_code(leaks: Mapping[str, int], allowed: bool) -> int:
-    for what, count in leaks.items():
-        say(f"skinray: LEAK: {count:,} {what}")
+    from skinray.audit import leaks_in_words
+
+    for words in leaks_in_words(leaks):
+        say(f"skinray: LEAK: {words}")
     return LIMIT_PASSED if leaks and not allowed else 0
 
 

@@ -4,11 +4,9 @@ A prepared data set carries its own leaks in its manifest. A bundle that is meas
 on is checked against the inventory of that one, as long as it can be reached.
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
-from skinray.audit import examine
+from skinray.audit import examine, leaks_in_words
 from skinray.bundle import Bundle
 from skinray.config import SplitName
 from skinray.duplicates import find_duplicates
@@ -24,8 +22,9 @@ def check_no_leaks(dataset: PreparedDataset, allowed: bool) -> None:
         LeakError: The data set has leaks, and they were not allowed.
     """
     if dataset.manifest.leaks and not allowed:
+        listed = ", ".join(leaks_in_words(dataset.manifest.leaks))
         raise LeakError(
-            f"{dataset.uri} leaks: {_listed(dataset.manifest.leaks)}; figures measured on it would be too high. Prepare it "
+            f"{dataset.uri} leaks: {listed}; figures measured on it would be too high. Prepare it "
             "without --keep-split, or go on with --allow-leaks, which is then written on everything made from it"
         )
 
@@ -57,9 +56,10 @@ def check_no_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName,
         return None
     overlap = _overlap(seen[seen["split"] != "test"], _of_split(dataset, split))
     if overlap and not allowed:
+        listed = ", ".join(leaks_in_words(overlap))
         raise LeakError(
             f"{bundle.uri} was trained on {trained_on.uri}, which shares with the {split} split of {dataset.uri}: "
-            f"{_listed(overlap)}; its figures there would be too high. --allow-leaks measures all the same, and says so"
+            f"{listed}; its figures there would be too high. --allow-leaks measures all the same, and says so"
         )
     return overlap
 
@@ -79,7 +79,3 @@ def _overlap(seen: pd.DataFrame, measured: pd.DataFrame) -> dict[str, int]:
     duplicates = find_duplicates(both["image_sha256"].tolist(), both["fingerprint"].tolist())
     counts = examine(both, duplicates, (), ()).leak_counts
     return {what.removesuffix(" across splits"): count for what, count in counts.items()}
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items())

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import sklearn.metrics
 
+from skinray.audit import leaks_in_words
 from skinray.bundle import OperatingPoints
 
 NOT_A_DEVICE = "Research software, not a medical device. The output is not a diagnosis."
@@ -72,7 +73,7 @@ def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
 def _split_in_words(leaks: Mapping[str, int]) -> str:
     if not leaks:
         return ", split so that no patient, lesion or duplicate stands on two sides."
-    listed = ", ".join(f"{count:,} {what}" for what, count in leaks.items())
+    listed = ", ".join(leaks_in_words(leaks))
     return (
         f".\n\n**The data set leaks: {listed}. Every figure below is too high, and so is any that is measured on its other "
         "splits. It was trained with --allow-leaks.**"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skinray.audit import MOST_LISTED, Audit, examine
+from skinray.audit import MOST_LISTED, MOST_PHOTOS, Audit, Conflict, Leak, PhotoFact, examine
 from skinray.duplicates import Duplicates
 
 
@@ -36,10 +36,15 @@ def audit(photos: pd.DataFrame, *found: tuple[int, int, str], unreadable: tuple[
     return examine(photos, pairs(*found), unreadable, ["mel"])
 
 
+def ids(finding: Leak | Conflict) -> tuple[str, ...]:
+    return tuple(photo.image_id for photo in finding.photos)
+
+
 def test_a_clean_data_set_has_no_findings() -> None:
     found = audit(table(split=["train", "test"], lesion_id=["L1", "L2"], patient_id=["P1", "P2"]))
     assert found.leak_counts == {}
     assert found.leaks == found.conflicts == found.pairs == ()
+    assert found.leaked_photos == found.contradicted_photos == {}
     assert "no leaks" in found.summary()
 
 
@@ -48,18 +53,31 @@ def test_a_patient_or_lesion_in_two_splits_is_a_leak(column: str, words: str) ->
     found = audit(table(split=["train", "test", "test"], **{column: ["X", "X", "Y"]}))
     assert found.leak_counts == {f"{words} across splits": 1}
     (leak,) = found.leaks
-    assert (leak.name, leak.sides, leak.image_ids) == ("X", ("test", "train"), ("a", "b"))
+    assert (leak.name, leak.sides, ids(leak), leak.photo_count) == ("X", ("train", "test"), ("a", "b"), 2)
+    assert found.leaked_photos == {"train": 1, "test": 1}
+    assert f"LEAK: 1 {words.removesuffix('s')} across splits" in found.summary()
 
 
 def test_a_lesion_in_two_folds_is_a_leak_and_test_has_no_fold() -> None:
     found = audit(table(split=["train", "train", "test"], fold=[0, 1, None], lesion_id=["L", "L", "M"]))
     assert found.leak_counts == {"lesions across folds": 1}
+    assert found.leaks[0].sides == ("fold 0", "fold 1")
+    assert found.leaks[0].photos[1] == PhotoFact(image_id="b", label="nv", split="train", fold=1)
+    assert found.leaked_photos == {}  # of splits there is none
+
+
+def test_folds_stand_in_the_order_of_their_numbers() -> None:
+    # Of a nullable column pandas may make floats.
+    photos = table(split=["train"] * 3, lesion_id=["L"] * 3).assign(fold=[10.0, 2.0, float("nan")])
+    (leak,) = audit(photos).leaks
+    assert (leak.sides, ids(leak)) == (("fold 2", "fold 10"), ("b", "a"))
 
 
 def test_duplicates_leak_through_chains() -> None:
     found = audit(table(split=["train", "train", "test", "test"]), (0, 1, "near"), (1, 2, "exact"))
     assert found.leak_counts == {"duplicate clusters across splits": 1}
-    assert found.leaks[0].image_ids == ("a", "b", "c")
+    assert ids(found.leaks[0]) == ("a", "c", "b")  # one of each side comes first
+    assert found.leaked_photos == {"train": 2, "test": 1}
     assert found.counts["clusters"] == 1
     assert found.counts["photos_in_clusters"] == 3
 
@@ -72,7 +90,8 @@ def test_duplicates_under_two_labels_are_a_conflict_and_no_leak() -> None:
     found = audit(table(label=["nv", "mel", "nv", "nv"], lesion_id=[None, None, "L", "L"]), (0, 1, "exact"), (2, 3, "near"))
     assert found.leak_counts == {}
     (conflict,) = found.conflicts
-    assert (conflict.kind, conflict.labels, conflict.image_ids) == ("duplicates", ("mel", "nv"), ("a", "b"))
+    assert (conflict.kind, conflict.labels, ids(conflict)) == ("duplicates", ("mel", "nv"), ("b", "a"))
+    assert found.contradicted_photos == {"mel": 1, "nv": 1}
     assert found.counts["conflicts_duplicates"] == 1
 
 
@@ -81,10 +100,60 @@ def test_a_lesion_under_two_labels_is_a_conflict() -> None:
     assert (conflict.kind, conflict.name) == ("lesion", "L")
 
 
-def test_pairs_carry_their_labels_splits_and_similarity() -> None:
-    found = audit(table(label=["nv", "mel"], split=["train", "test"]), (0, 1, "listed"))
+def test_pairs_carry_what_is_known_of_their_photos_and_their_similarity() -> None:
+    found = audit(table(label=["nv", "mel"], split=["train", None], fold=[3, None]), (0, 1, "listed"))
     (pair,) = found.pairs
-    assert (pair.kind, pair.labels, pair.splits, pair.similarity) == ("listed", ("nv", "mel"), ("train", "test"), None)
+    assert (pair.kind, pair.similarity) == ("listed", None)
+    assert pair.photos == (
+        PhotoFact(image_id="a", label="nv", split="train", fold=3),
+        PhotoFact(image_id="b", label="mel", split=None, fold=None),
+    )
+
+
+def test_a_photo_with_several_faults_is_counted_once() -> None:
+    # Patient P and lesion L leak, both with photo a; c is a copy of a, and d has nothing to do with them.
+    photos = table(
+        split=["train", "test", "test", "test"],
+        label=["nv", "mel", "mel", "mel"],
+        patient_id=["P", "P", None, "Q"],
+        lesion_id=["L", "L", None, None],
+    )
+    found = audit(photos, (0, 2, "near"))
+    assert found.leak_counts == {"duplicate clusters across splits": 1, "lesions across splits": 1, "patients across splits": 1}
+    assert found.leaked_photos == {"train": 1, "test": 2}
+    assert found.contradicted_photos == {"mel": 2, "nv": 1}
+
+
+def test_findings_come_in_the_order_of_their_first_photos() -> None:
+    count = 12
+    photos = table(
+        split=["train"] * count + ["test"] * count + ["train"], lesion_id=[f"{9 - n}" for n in range(10)] + [None] * 15
+    )
+    photos["lesion_id"] = [*photos["lesion_id"][:10], None, None, *photos["lesion_id"][:10], None, None, None]
+    found = audit(photos, *((row, row + count, "near") for row in range(count)))
+    clusters = [leak.name for leak in found.leaks if leak.kind == "duplicates"]
+    assert clusters == [f"cluster {number}" for number in range(1, count + 1)]
+    assert [leak.name for leak in found.leaks if leak.kind == "lesion"] == [f"{9 - n}" for n in range(10)]
+
+
+def test_of_many_photos_some_of_each_side_are_listed() -> None:
+    count = 3 * MOST_PHOTOS
+    photos = table(
+        split=["train"] * (count - 1) + ["test"],
+        label=["nv"] * (count - 2) + ["mel", "nv"],
+        patient_id=["P"] * count,
+        lesion_id=["L"] * count,
+    )
+    found = audit(photos)
+    leak, conflict = found.leaks[0], found.conflicts[0]
+    assert (leak.sides, conflict.labels) == (("train", "test"), ("mel", "nv"))
+    assert ids(leak)[:3] == ("i0", f"i{count - 1}", "i1")
+    assert ids(conflict)[:3] == (f"i{count - 2}", "i0", "i1")
+    for finding in (leak, conflict):
+        assert len(set(ids(finding))) == len(finding.photos) == MOST_PHOTOS
+        assert finding.photo_count == count
+    assert found.leaked_photos == {"train": count - 1, "test": 1}
+    assert found.contradicted_photos == {"mel": 1, "nv": count - 1}
 
 
 def test_classes_sizes_gaps_and_unreadable_files_are_counted() -> None:
@@ -96,7 +165,13 @@ def test_classes_sizes_gaps_and_unreadable_files_are_counted() -> None:
     assert found.sizes == {"600x100": 2, "300x100": 1}
     assert found.missing["age"] == pytest.approx(1 / 3, abs=1e-3)
     assert found.missing["lesion_id"] == 1
+    assert list(found.class_counts) == ["train", "test"]
     assert found.counts["unreadable"] == 1
+
+
+def test_one_known_patient_among_many_photos_is_not_rounded_away() -> None:
+    count = 30_000
+    assert 0.9999 < audit(table(patient_id=["P"] + [None] * (count - 1))).missing["patient_id"] < 1
 
 
 def test_a_file_size_that_tells_the_label_is_a_shortcut_and_chance_is_none() -> None:
@@ -124,6 +199,8 @@ def test_lists_are_cut_and_counts_are_not() -> None:
     found = audit(photos)
     assert len(found.leaks) == MOST_LISTED
     assert found.leak_counts == {"lesions across splits": MOST_LISTED + 5}
+    assert found.leaked_photos == {"train": MOST_LISTED + 5, "test": MOST_LISTED + 5}
+    assert "LEAK: 10,005 lesions across splits" in found.summary()
 
 
 def test_an_audit_survives_json() -> None:

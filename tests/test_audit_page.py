@@ -1,6 +1,7 @@
 """The page says what the audit found, trusts no name in it, needs no network, and stays small however much was found."""
 
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skinray.audit import Audit, Conflict, Leak, Pair, Shortcut, count_leaks, examine
+from skinray.audit import PLURALS, Audit, Conflict, Leak, Pair, PhotoFact, Shortcut, examine
 from skinray.audit_page import audit_page, shown_photos
 from skinray.duplicates import Duplicates
 
@@ -55,6 +56,8 @@ def made(**changes: Any) -> Audit:
         "photos": 0,
         "counts": {},
         "leak_counts": {},
+        "leaked_photos": {},
+        "contradicted_photos": {},
         "class_counts": {},
         "sizes": {},
         "missing": {},
@@ -68,24 +71,33 @@ def made(**changes: Any) -> Audit:
 
 
 def with_leaks(*leaks: Leak, **changes: Any) -> Audit:
-    return made(leaks=leaks, leak_counts=count_leaks(leaks), counts={"leaks": len(leaks)}, photos=4001, **changes)
+    counts = Counter(f"{PLURALS[leak.kind]} across {leak.between}" for leak in leaks)
+    return made(leaks=leaks, leak_counts=dict(counts), counts={"leaks": len(leaks)}, photos=4001, **changes)
+
+
+def fact(image_id: str, label: str = "nv", split: str | None = "train", fold: int | None = None) -> PhotoFact:
+    return PhotoFact(image_id=image_id, label=label, split=split, fold=fold)
 
 
 def leak(
-    kind: Any, number: int = 0, between: Any = "splits", sides: tuple[str, ...] = ("test", "train"), photos: int = 2
+    kind: Any, number: int = 0, between: Any = "splits", sides: tuple[str, ...] = ("train", "test"), photos: int = 2
 ) -> Leak:
-    ids = tuple(f"{kind}{number}-{photo}" for photo in range(photos))
-    return Leak(kind=kind, between=between, name=f"{number}", sides=sides, image_ids=ids)
+    def photo(place: int) -> PhotoFact:
+        side = sides[min(place, len(sides) - 1)]
+        where = {"split": side} if between == "splits" else {"fold": int(side.removeprefix("fold "))}
+        return fact(f"{kind}{number}-{place}", **where)
+
+    shown = tuple(photo(place) for place in range(photos))
+    return Leak(kind=kind, between=between, name=f"{number}", sides=sides, photos=shown, photo_count=photos)
 
 
-def pair(
-    kind: Any,
-    ids: tuple[str, str],
-    labels: tuple[str, str] = ("nv", "nv"),
-    splits: tuple[str, str] = ("train", "train"),
-    similarity: float | None = 1.0,
-) -> Pair:
-    return Pair(kind=kind, image_ids=ids, labels=labels, splits=splits, similarity=similarity)
+def conflict(kind: Any, name: str, labels: tuple[str, ...], ids: tuple[str, ...]) -> Conflict:
+    photos = tuple(fact(one, labels[min(place, len(labels) - 1)]) for place, one in enumerate(ids))
+    return Conflict(kind=kind, name=name, labels=labels, photos=photos, photo_count=len(ids))
+
+
+def pair(kind: Any, one: PhotoFact, other: PhotoFact, similarity: float | None = 1.0) -> Pair:
+    return Pair(kind=kind, photos=(one, other), similarity=similarity)
 
 
 def table(rows: int, **columns: Any) -> pd.DataFrame:
@@ -136,14 +148,14 @@ def test_the_verdict_names_the_leaks() -> None:
     top = page_of(found()).text("top")
     assert "Leaks: 1 duplicate cluster stands on both sides of the split." in top
     assert "Figures measured on this data set would be too high." in top
-    assert "At least 1 of the 1 test photos (100 %) have a copy on another side." in top
-    assert "1 duplicate cluster has contradicting labels, at least 1 of the 1 photos labelled mel among them." in top
+    assert "1 of the 1 test photos (100 %) has a copy on another side." in top
+    assert "1 duplicate cluster has contradicting labels, 1 of the 1 photos labelled mel among them." in top
     assert "No photo names its patient or lesion" in top
     assert "Research software, not a medical device." in top
 
 
 def test_the_verdict_tells_splits_and_folds_apart() -> None:
-    three = leak("lesion", 1, sides=("test", "train", "validation"))
+    three = leak("lesion", 1, sides=("train", "validation", "test"))
     audit = with_leaks(leak("duplicates"), leak("lesion"), three, leak("patient", between="folds", sides=("fold 0", "fold 1")))
     top = page_of(audit).text("top")
     assert "Leaks: 1 duplicate cluster and 2 lesions stand on more than one side of the split; 1 patient stands in" in top
@@ -190,24 +202,43 @@ def test_leaks_are_counted_by_kind_and_sides() -> None:
     text = page_of(with_leaks(*leaks, leak("patient", between="folds", sides=folds))).text("leaks")
     assert "lesions splits 4 train + test: 3 train + validation: 1" in text
     assert "patients folds 1 fold 0 + fold 1: 1" in text
-    assert "patient 0 fold 0, fold 1" in text
+    assert "patient 0 nv train fold 0 patient0-0 nv train fold 1 patient0-1" in text
 
 
 def test_a_case_shows_one_photo_of_each_side_before_a_second_of_any() -> None:
-    ids = tuple(f"photo{number}" for number in range(9))
-    pairs = [pair("near", ("photo0", one), splits=("train", "train"), similarity=0.96) for one in ids[1:8]]
-    last = pair("near", ("photo0", "photo8"), splits=("train", "test"), similarity=0.94)
-    cluster = Leak(kind="duplicates", between="splits", name="cluster 0", sides=("test", "train"), image_ids=ids)
-    audit = with_leaks(cluster, pairs=(*pairs, last))
-    assert shown_photos(audit) == ["photo0", "photo8", "photo1", "photo2"]
+    photos = table(9, split=["train"] * 8 + ["test"])
+    pairs = [(0, row, "near", 0.96) for row in range(1, 8)]
+    audit = examine(photos, duplicates(*pairs, (0, 8, "near", 0.94)), [], [])
+    assert shown_photos(audit)[:4] == ["photo0", "photo8", "photo1", "photo2"]
     text = page_of(audit).text("leaks")
-    assert "cluster 0 alike to the eye, similarity 0.940" in text
+    assert "cluster 1 alike to the eye, similarity 0.940 nv train photo0 nv test photo8" in text
     assert "and 5 more photos" in text
 
 
-def test_photos_of_which_nothing_is_known_are_shown_without_label_and_split() -> None:
-    text = page_of(with_leaks(leak("patient"))).text("leaks")
-    assert "patient 0 train, test patient0-0 patient0-1" in text
+def test_a_photo_says_its_fold_where_folds_are_at_odds() -> None:
+    photos = table(
+        6, patient_id="P", fold=[0, 1, 2, 3, 4, 4], label=["nv", "nv", "nv", "nv", "nv", "mel"], lesion_id=list("abcdee")
+    )
+    page = page_of(examine(photos, duplicates(), [], []))
+    assert "patient P also fold 4 nv train fold 0 photo0 nv train fold 1 photo1" in page.text("leaks")
+    assert "lesion e mel train photo5 nv train photo4" in page.text("conflicts")
+
+
+def test_figures_are_of_all_findings_and_not_of_those_listed() -> None:
+    audit = with_leaks(
+        leak("lesion"),
+        leaked_photos={"train": 700, "test": 50},
+        contradicted_photos={"mel": 3, "nv": 4},
+        class_counts={"train": {"mel": 10, "nv": 790}, "test": {"mel": 5, "nv": 195}},
+    )
+    audit = audit.model_copy(
+        update={"counts": {"conflicts_lesion": 3}, "conflicts": (conflict("lesion", "L", ("mel", "nv"), ("a", "b")),)}
+    )
+    page = page_of(audit)
+    assert "50 of the 200 test photos (25.0 %) have their lesion on another side." in page.text("top")
+    assert "3 lesions have contradicting labels, 3 of the 15 photos labelled mel among them." in page.text("top")
+    assert "Photos with their lesion on another side train 700 of 800 87.5 % test 50 of 200 25.0 %" in page.text("leaks")
+    assert "under another label too mel 3 of 15 20.0 % nv 4 of 985 0.4 %" in page.text("conflicts")
 
 
 def test_every_combination_is_among_the_few_that_are_shown() -> None:
@@ -217,23 +248,23 @@ def test_every_combination_is_among_the_few_that_are_shown() -> None:
 
 
 def test_conflicts_are_counted_by_pair_of_labels() -> None:
-    conflicts = [
-        Conflict(kind="duplicates", name="cluster 0", labels=("bcc", "mel", "nv"), image_ids=("a", "b", "c")),
-        Conflict(kind="duplicates", name="cluster 1", labels=("mel", "nv"), image_ids=("d", "e")),
-        Conflict(kind="lesion", name="L1", labels=("mel", "nv"), image_ids=("a", "d")),
-    ]
     audit = made(
         photos=2000,
-        conflicts=tuple(conflicts),
-        pairs=(pair("exact", ("d", "e"), ("mel", "nv")),),
+        conflicts=(
+            conflict("duplicates", "cluster 1", ("bcc", "mel", "nv"), ("a", "b", "c")),
+            conflict("duplicates", "cluster 2", ("mel", "nv"), ("d", "e")),
+            conflict("lesion", "L1", ("mel", "nv"), ("a", "d")),
+        ),
+        pairs=(pair("exact", fact("d", "mel"), fact("e")),),
         counts={"conflicts_duplicates": 2, "conflicts_lesion": 1},
+        contradicted_photos={"mel": 2, "nv": 2},
         class_counts={"train": {"mel": 3, "nv": 1990}, "test": {"mel": 1, "nv": 0}},
     )
     text = page_of(audit).text("conflicts")
     assert "mel and nv 2 1 bcc and mel 1 0 bcc and nv 1 0" in text
     assert "mel 2 of 4 50.0 %" in text
     assert "nv 2 of 1,990 0.1 %" in text
-    assert "cluster 1 the same file mel train d nv train e" in text
+    assert "cluster 2 the same file mel train d nv train e" in text
     assert "lesion L1" in text
     assert "3 of 3 cases shown." in text
 
@@ -241,12 +272,13 @@ def test_conflicts_are_counted_by_pair_of_labels() -> None:
 def test_other_duplicates_come_least_alike_first_and_exact_last() -> None:
     audit = made(
         pairs=(
-            pair("exact", ("e1", "e2")),
-            pair("listed", ("l1", "l2"), similarity=None),
-            pair("near", ("n1", "n2"), similarity=0.99),
-            pair("near", ("m1", "m2"), similarity=0.94, splits=("train", "")),
-            pair("near", ("c1", "c2"), ("mel", "nv")),
-            pair("near", ("s1", "s2"), splits=("train", "test")),
+            pair("exact", fact("e1"), fact("e2")),
+            pair("listed", fact("l1"), fact("l2"), similarity=None),
+            pair("near", fact("n1"), fact("n2"), similarity=0.99),
+            pair("near", fact("m1", fold=1), fact("m2", split=None), similarity=0.94),
+            pair("near", fact("c1", "mel"), fact("c2", "nv")),
+            pair("near", fact("s1", split="train"), fact("s2", split="test")),
+            pair("near", fact("f1", fold=1), fact("f2", fold=2)),
         )
     )
     assert shown_photos(audit) == ["m1", "m2", "n1", "n2", "l1", "l2", "e1", "e2"]
@@ -264,8 +296,14 @@ def test_what_stands_above_is_no_other_duplicate() -> None:
     assert "photo2" not in text
 
 
+def test_a_pair_within_a_case_above_is_no_other_duplicate() -> None:
+    photos = table(3, label=["nv", "nv", "mel"])
+    audit = examine(photos, duplicates((0, 1, "near", 0.95), (0, 2, "near", 0.96)), [], [])
+    assert page_of(audit).text("duplicates") == "Other duplicates None besides those above."
+
+
 def test_classes_have_counts_and_shares_by_split() -> None:
-    counts = {"test": {"mel": 10, "nv": 30}, "train": {"mel": 1500, "nv": 500}}
+    counts = {"train": {"mel": 1500, "nv": 500}, "test": {"mel": 10, "nv": 30}}
     page = page_of(made(photos=2040, class_counts=counts))
     text = page.text("classes")
     assert "Class train test all splits" in text
@@ -313,7 +351,7 @@ def test_the_page_says_how_it_was_found_and_what_cannot_be() -> None:
         "quarter turns",
         "crops of more than about 2 %",
         "the first 10,000",
-        "counts are of all",
+        "Counts are of all",
     ):
         assert words in text
 
@@ -387,14 +425,17 @@ def test_a_folder_name_that_is_no_utf_8_can_be_written() -> None:
 def test_a_page_stays_small_however_much_was_found() -> None:
     leaks = [leak(kind, number, photos=50) for number in range(3000) for kind in ("patient", "lesion", "duplicates")]
     conflicts = [
-        Conflict(
-            kind="lesion", name=f"{n}", labels=(f"class{n % 700}", "nv"), image_ids=tuple(f"c{n}-{photo}" for photo in range(9))
-        )
-        for n in range(9000)
+        conflict("lesion", f"{n}", (f"class{n % 700}", "nv"), tuple(f"c{n}-{photo}" for photo in range(9))) for n in range(9000)
     ]
-    pairs = [pair("near", (f"p{number}", f"q{number}"), similarity=0.95) for number in range(10_000)]
+    pairs = [pair("near", fact(f"p{number}"), fact(f"q{number}"), similarity=0.95) for number in range(10_000)]
     classes = {f"class{number}": 5 for number in range(700)}
-    audit = with_leaks(*leaks, conflicts=tuple(conflicts), pairs=tuple(pairs), class_counts={"train": classes, "test": classes})
+    audit = with_leaks(
+        *leaks,
+        conflicts=tuple(conflicts),
+        pairs=tuple(pairs),
+        class_counts={"train": classes, "test": classes},
+        contradicted_photos=dict.fromkeys(classes, 3),
+    )
     shown = shown_photos(audit)
     assert len(shown) == len(set(shown)) <= 240
     assert {name[0] for name in shown} >= {"p", "q", "c", "l", "d"}

@@ -261,8 +261,8 @@ def test_a_split_that_came_with_leaks_is_kept_reported_and_refused(
         path: "test" for path in class_folders(some_jpegs) if path.startswith("Test")
     }
     audit = storage.read_json(storage.join(dataset.uri, "_audit.json"))
-    assert audit["leaks"][0]["image_ids"] == ["Test/malignant/copy.jpg", "Train/benign/0.jpg"]
-    with pytest.raises(LeakError, match=r"leaks: 1 duplicate clusters across splits.*--allow-leaks"):
+    assert [one["image_id"] for one in audit["leaks"][0]["photos"]] == ["Train/benign/0.jpg", "Test/malignant/copy.jpg"]
+    with pytest.raises(LeakError, match=r"leaks: 1 duplicate cluster across splits.*--allow-leaks"):
         check_no_leaks(dataset, allowed=False)
     check_no_leaks(dataset, allowed=True)
 
