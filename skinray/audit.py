@@ -19,7 +19,7 @@ from skinray.duplicates import Duplicates, clusters
 from skinray.splits import divided_groups, names
 
 # Listed of each kind of finding, and of the photos of one; the counts are of all.
-MOST_LISTED = 10_000
+MOST_LISTED = 2_000
 MOST_PHOTOS = 100
 
 # ROC-AUC of telling malignant from benign by the file alone, above which a page calls it a shortcut.
@@ -115,6 +115,10 @@ class Audit(_Finding):
     conflicts: tuple[Conflict, ...]
     pairs: tuple[Pair, ...]
     unreadable: tuple[dict[str, str], ...]
+
+    def encoded(self) -> bytes:
+        """The findings as indented JSON."""
+        return self.model_dump_json(indent=2).encode() + b"\n"
 
     def summary(self) -> list[str]:
         """The findings in a few lines for a person."""

@@ -80,7 +80,7 @@ def audit_dataset(settings: AuditSettings) -> Audit:
     pairs = [(position[one], position[two]) for one, two in source.listed if one in position and two in position]
     duplicates = find_duplicates(usable["source_sha256"].tolist(), usable["fingerprint"].tolist(), pairs)
     audit = examine(usable, duplicates, unreadable, source.malignant)
-    storage.write_json(storage.join(output, AUDIT_NAME), audit.model_dump(mode="json"))
+    storage.write_bytes(storage.join(output, AUDIT_NAME), audit.encoded())
     shown = {usable["image_uri"][position[image_id]]: image_id for image_id in shown_photos(audit)}
     thumbnails = {shown[uri]: _thumbnail(data) for uri, data in source.read(shown)}
     page = audit_page(audit, settings.data, thumbnails)

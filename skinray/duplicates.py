@@ -118,7 +118,7 @@ def find_duplicates(hashes: Sequence[str], fingerprints: Sequence[bytes], listed
     pairs = np.concatenate([near, np.array([*exact, *said], np.int64).reshape(-1, 2)])
     similarity = np.concatenate([similarity, np.ones(len(exact)), np.full(len(said), np.nan)]).astype(np.float32)
     listed_only = np.arange(len(pairs)) >= len(near) + len(exact)
-    hash_of = np.array(hashes)
+    hash_of = np.array(hashes, object)
     same_bytes = hash_of[pairs[:, 0]] == hash_of[pairs[:, 1]] if len(pairs) else np.zeros(0, bool)
     kinds = np.where(same_bytes, "exact", np.where(listed_only, "listed", "near"))
     # One line a pair: what is found and listed too counts as found.

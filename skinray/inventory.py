@@ -35,8 +35,9 @@ from skinray.images import decode_photo
 from skinray.shards import PreparedDataset
 from skinray.telemetry import Progress
 
-# What one task holds in memory: large photos come in smaller blocks.
-BLOCK_BYTES = 64_000_000
+# What one task reads, and of that in one go, which is what it holds in memory.
+BLOCK_BYTES = 256_000_000
+_READ_PHOTOS = 32
 
 INVENTORY_SCHEMA = pa.schema(
     [
@@ -103,9 +104,7 @@ def inspect_shards(dataset: PreparedDataset, stage: str) -> pd.DataFrame:
             groups.append({"index": first, "uri": uri, "row_group": number, "split": file.split})
             sizes.append(rows)
             first += rows
-    plans = [
-        pa.Table.from_pylist(groups[start:end]) for start, end in bounded_blocks(sizes, len(sizes), max(1, _block_photos(first)))
-    ]
+    plans = [pa.Table.from_pylist(groups[start:end]) for start, end in bounded_blocks(sizes, len(sizes), _block_photos(first))]
     return _run(plans, _inspect_row_groups, first, stage)
 
 
@@ -187,17 +186,20 @@ def _run(plans: list[pa.Table], inspect: Callable[[pa.Table], pa.Table], total: 
     for part in inspected.iter_batches(batch_size=None, batch_format="pyarrow"):
         parts.append(part)
         progress.advance(len(part))
-    rows: pd.DataFrame = pa.concat_tables(parts).sort_by("index").to_pandas()
-    return rows.reset_index(drop=True)
+    parts.sort(key=lambda part: part["index"][0].as_py())  # each is consecutive
+    rows: pd.DataFrame = pa.concat_tables(parts).to_pandas()
+    return rows
 
 
 def _inspect_files(plan: pa.Table) -> pa.Table:
-    contents = storage.read_many(plan["image_uri"].to_pylist())
     rows = []
-    for index, uri, data in zip(plan["index"].to_pylist(), plan["image_uri"].to_pylist(), contents, strict=True):
-        if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
-            raise StorageError(f"cannot read {uri}: {type(data).__name__}: {data}") from data
-        rows.append({"index": index, **_inspected(data)})
+    for start in range(0, len(plan), _READ_PHOTOS):
+        some = plan.slice(start, _READ_PHOTOS)
+        uris = some["image_uri"].to_pylist()
+        for index, uri, data in zip(some["index"].to_pylist(), uris, storage.read_many(uris), strict=True):
+            if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                raise StorageError(f"cannot read {uri}: {type(data).__name__}: {data}") from data
+            rows.append({"index": index, **_inspected(data)})
     return pa.Table.from_pylist(rows, schema=INVENTORY_SCHEMA)
 
 

@@ -286,24 +286,21 @@ def _write_shards(photos: pd.DataFrame, output: str) -> list[ShardFile]:
 
 def _write_shard(plan: pa.Table, output: str) -> pa.Table:
     path, split = plan["shard"][0].as_py(), plan["split"][0].as_py()
-    buffer = io.BytesIO()
     # JPEG bytes do not compress further; trying costs more than the whole rest of the write.
     compression = {name: "none" if name == "image_bytes" else "zstd" for name in SHARD_SCHEMA.names}
+    dictionaries = ["label", "diagnosis", "sex", "site", "source"]
     row_groups = []
-    with pq.ParquetWriter(
-        buffer, SHARD_SCHEMA, compression=compression, use_dictionary=["label", "diagnosis", "sex", "site", "source"]
-    ) as writer:
-        for group in sorted(set(plan["row_group"].to_pylist())):
-            rows = plan.filter(pa.compute.equal(plan["row_group"], group))
-            photos = [_stored_photo(row) for row in _with_bytes(rows)]
-            columns = {name: rows[name] for name in SHARD_SCHEMA.names if name != "image_bytes"}
-            table = pa.table({**columns, "image_bytes": pa.array(photos, pa.binary())}).select(SHARD_SCHEMA.names)
-            writer.write_table(table.cast(SHARD_SCHEMA), row_group_size=len(rows))
-            row_groups.append(len(rows))
-    encoded = buffer.getvalue()
-    storage.write_bytes(storage.join(output, path), encoded)
-    about = {"path": [path], "split": [split], "rows": [len(plan)], "row_groups": [row_groups]}
-    return pa.table({**about, "bytes": [len(encoded)], "sha256": [storage.sha256_of(encoded)]})
+    with storage.writing(storage.join(output, path)) as file:
+        with pq.ParquetWriter(file, SHARD_SCHEMA, compression=compression, use_dictionary=dictionaries) as writer:
+            for group in sorted(set(plan["row_group"].to_pylist())):
+                rows = plan.filter(pa.compute.equal(plan["row_group"], group))
+                photos = [_stored_photo(row) for row in _with_bytes(rows)]
+                columns = {name: rows[name] for name in SHARD_SCHEMA.names if name != "image_bytes"}
+                table = pa.table({**columns, "image_bytes": pa.array(photos, pa.binary())}).select(SHARD_SCHEMA.names)
+                writer.write_table(table.cast(SHARD_SCHEMA), row_group_size=len(rows))
+                row_groups.append(len(rows))
+        about = {"path": [path], "split": [split], "rows": [len(plan)], "row_groups": [row_groups]}
+        return pa.table({**about, "bytes": [file.size], "sha256": [file.sha256]})
 
 
 def _with_bytes(rows: pa.Table) -> list[tuple[str, str, bytes | Exception]]:
@@ -361,7 +358,7 @@ def _publish(
     storage.check_written(output, {file.path: file.bytes for file in files})
     storage.write_bytes(storage.join(output, manifest.photos_path), encoded)
     storage.write_json(storage.join(output, REJECTED_NAME), list(audit.unreadable))
-    storage.write_json(storage.join(output, AUDIT_NAME), audit.model_dump(mode="json"))
+    storage.write_bytes(storage.join(output, AUDIT_NAME), audit.encoded())
     storage.publish_folder(output, manifest.model_dump(mode="json"))
     return open_dataset(output)
 

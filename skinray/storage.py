@@ -13,11 +13,12 @@ import hashlib
 import json
 import os
 import posixpath
+import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import pyarrow.fs
@@ -124,6 +125,56 @@ def write_bytes(uri: str, data: bytes) -> None:
         try:
             temporary.write_bytes(data)
             temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class HashedFile:
+    """A file that is written from the beginning to the end, and knows its size and SHA-256 on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash = file, hashlib.sha256()
+        self.size = 0
+        self.closed = False
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, 64 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> int:
+        """Appends."""
+        self._hash.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        """The bytes written so far."""
+        return self.size
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+    def close(self) -> None:
+        """Marks the end for those who ask; the file itself is closed by who opened it."""
+        self.closed = True
+
+
+@contextlib.contextmanager
+def writing(uri: str) -> Iterator[HashedFile]:
+    """A file to write bit by bit, on disk whatever its size; it appears at `uri`, whole, if the block ends without an error."""
+    remote, target = is_remote(uri), Path(path_of(uri))
+    folder = Path(tempfile.gettempdir()) if remote else target.parent
+    temporary = folder / f".{target.name}.{uuid.uuid4().hex}.tmp"
+    with _explained(uri, "write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                yield HashedFile(file)
+            if remote:
+                filesystem(uri).put_file(str(temporary), path_of(uri))
+            else:
+                temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
 

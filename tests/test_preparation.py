@@ -324,6 +324,36 @@ def test_metadata_of_the_photos_is_not_in_the_shards(ray_cluster: None, some_jpe
         assert hashlib.sha256(row.image_bytes).hexdigest() == row.image_sha256
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_dicom_photos_of_one_patient_stay_together_and_lose_their_headers(
+    ray_cluster: None, some_jpegs: list[bytes], tmp_path: Path
+) -> None:
+    from pydicom.uid import JPEGBaseline8Bit
+
+    from tests.test_dicom import SECRETS, dicom
+
+    def scan(number: int, data: bytes) -> bytes:
+        size = {"Rows": 450, "Columns": 600, "PhotometricInterpretation": "YBR_FULL_422", "SamplesPerPixel": 3}
+        told = SECRETS | {"PatientID": f"MRN-{number // 4:05d}", "PatientAge": "045Y", "PatientSex": "F"}
+        if number == 7:
+            told["BurnedInAnnotation"] = "YES"
+        return dicom(data, JPEGBaseline8Bit, **size, **told)
+
+    photos = {f"{'mel' if number % 2 else 'nv'}/{number}.dcm": scan(number, data) for number, data in enumerate(some_jpegs)}
+    dataset = prepare_dataset(settings_for(folders(tmp_path / "in", photos), tmp_path / "out", catalog="folders"))
+    rows = all_rows(dataset)
+    assert len(rows) == 79
+    assert storage.read_json(str(tmp_path / "out" / REJECTED_NAME))[0]["error_code"] == "burned_in"
+    assert rows["patient_id"].nunique() == 20
+    assert rows.groupby("patient_id")["split"].nunique().max() == 1
+    assert set(rows["age"]) == {45.0}
+    assert set(rows["sex"]) == {"female"}
+    assert set(rows["image_bytes"]) <= set(some_jpegs)  # the very JPEG streams
+    for path in (tmp_path / "out").rglob("*"):
+        data = path.read_bytes() if path.is_file() else b""
+        assert not [secret for secret in [*SECRETS.values(), "MRN-0"] if secret.encode() in data]
+
+
 def test_an_inventory_that_was_changed_is_refused(ray_cluster: None, prepared: PreparedDataset, tmp_path: Path) -> None:
     shutil.copytree(prepared.uri, tmp_path / "copy")
     (tmp_path / "copy" / prepared.manifest.photos_path).write_bytes(b"PAR1")

@@ -25,6 +25,7 @@ POINTS = OperatingPoints(
 def metadata(classes: tuple[str, ...]) -> dict[str, Any]:
     return {
         "network": "resnet50",
+        "leaks": {},
         "classes": list(classes),
         "dataset": {
             "settings": {"catalog": "ham10000"},
@@ -118,3 +119,9 @@ def test_the_card_begins_with_the_hubs_front_matter() -> None:
     _, front, body = training_card(metadata(("benign", "malignant")), POINTS).split("---\n", 2)
     assert yaml.safe_load(front)["pipeline_tag"] == "image-classification"
     assert body.startswith("# resnet50: benign, malignant")
+
+
+def test_a_card_of_a_model_trained_on_leaks_says_so_before_any_figure() -> None:
+    card = training_card(metadata(("benign", "malignant")) | {"leaks": {"lesions across splits": 2}}, POINTS)
+    assert card.index("**The data set leaks: 2 lesions across splits.") < card.index("## Data")
+    assert "no patient, lesion or duplicate stands on two sides" not in card

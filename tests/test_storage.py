@@ -1,5 +1,6 @@
 """Reading, listing, atomic writing and the claims on output folders: the same rules on a disk and in a bucket."""
 
+import contextlib
 import os
 import socket
 import stat
@@ -454,3 +455,23 @@ def test_pyarrow_reads_what_storage_wrote(s3_bucket: str) -> None:
     storage.write_bytes(uri, b"content")
     with storage.arrow_filesystem(uri).open_input_stream(storage.path_of(uri)) as stream:
         assert stream.read() == b"content"
+
+
+@pytest.mark.parametrize("where", ["disk", pytest.param("bucket", marks=pytest.mark.s3)])
+def test_a_file_written_bit_by_bit_appears_whole_or_not_at_all(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    root = str(tmp_path / "out") if where == "disk" else request.getfixturevalue("s3_bucket")
+    uri = storage.join(root, "part")
+    with storage.writing(uri) as file:
+        for part in (b"one ", b"two ", b"three"):
+            file.write(part)
+        assert not storage.exists(uri)
+        assert (file.tell(), file.sha256) == (13, storage.sha256_of(b"one two three"))
+    assert storage.read_bytes(uri) == b"one two three"
+    with contextlib.suppress(KeyError), storage.writing(storage.join(root, "other")) as file:
+        file.write(b"half")
+        raise KeyError
+    assert list(storage.list_files(root)) == ["part"]
+    if where == "disk":
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["part"]
