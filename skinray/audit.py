@@ -47,6 +47,8 @@ class PhotoFact(_Finding):
     label: str
     split: str | None
     fold: int | None
+    lesion_id: str | None = None
+    patient_id: str | None = None
 
 
 class Leak(_Finding):
@@ -74,11 +76,12 @@ class Conflict(_Finding):
 
 
 class Pair(_Finding):
-    """Two photos that show the same."""
+    """Two photos that show the same; `ids_differ` if the data set calls them two lesions or two patients."""
 
     kind: Literal["exact", "near", "listed"]
     photos: tuple[PhotoFact, PhotoFact]
     similarity: float | None
+    ids_differ: bool = False
 
 
 class Shortcut(_Finding):
@@ -130,6 +133,8 @@ class Audit(_Finding):
             f"{plural(counts['clusters'], 'cluster')} of {plural(counts['photos_in_clusters'], 'photo')}",
             f"{' and '.join(contradicting)} with contradicting labels",
         ]
+        if counts["pairs_under_two_ids"]:
+            lines.append(f"{plural(counts['pairs_under_two_ids'], 'duplicate pair')} under two lesion_ids or patient_ids")
         lines += [f"LEAK: {words}" for words in leaks_in_words(self.leak_counts)]
         return lines if self.leak_counts else [*lines, "no leaks"]
 
@@ -152,12 +157,26 @@ class _Photos:
     labels: list[str]
     splits: list[str | None]
     folds: list[int | None]
+    lesion_ids: list[str | None]
+    patient_ids: list[str | None]
 
     def facts(self, rows: Iterable[int]) -> tuple[PhotoFact, ...]:
         return tuple(
-            PhotoFact(image_id=self.image_ids[row], label=self.labels[row], split=self.splits[row], fold=self.folds[row])
+            PhotoFact(
+                image_id=self.image_ids[row],
+                label=self.labels[row],
+                split=self.splits[row],
+                fold=self.folds[row],
+                lesion_id=self.lesion_ids[row],
+                patient_id=self.patient_ids[row],
+            )
             for row in rows
         )
+
+    def ids_differ(self, rows: Sequence[int]) -> bool:
+        """Whether two rows name two lesions or two patients."""
+        one, other = rows
+        return any(ids[one] and ids[other] and ids[one] != ids[other] for ids in (self.lesion_ids, self.patient_ids))
 
 
 # Names of what is divided, in the order of their first photos -> rows.
@@ -181,12 +200,14 @@ def examine(
         photos["label"].tolist(),
         names(photos["split"]),
         [None if pd.isna(fold) else int(fold) for fold in photos["fold"]],
+        names(photos["lesion_id"]),
+        names(photos["patient_id"]),
     )
     number = clusters(len(photos), duplicates.pairs)
     sizes = np.bincount(number, minlength=1)
     groups: dict[_Kind, list[str | None]] = {
-        "patient": names(photos["patient_id"]),
-        "lesion": names(photos["lesion_id"]),
+        "patient": known.patient_ids,
+        "lesion": known.lesion_ids,
         "duplicates": _cluster_names(number, sizes),
     }
     across_splits = {kind: _divided(members, known.splits) for kind, members in groups.items()}
@@ -207,6 +228,7 @@ def examine(
         counts={
             "unreadable": len(unreadable),
             **{f"{kind}_pairs": kinds[kind] for kind in ("exact", "near", "listed")},
+            "pairs_under_two_ids": sum(map(known.ids_differ, duplicates.pairs.tolist())),
             "clusters": int((sizes > 1).sum()),
             "photos_in_clusters": int(sizes[sizes > 1].sum()),
             **{f"conflicts_{kind}": len(found) for kind, found in contradicting.items()},
@@ -293,10 +315,17 @@ def _conflicts(known: _Photos, contradicting: Mapping[_ConflictKind, _Divided]) 
 
 
 def _pairs(known: _Photos, duplicates: Duplicates) -> tuple[Pair, ...]:
-    found = zip(duplicates.pairs.tolist(), duplicates.kinds.tolist(), duplicates.similarity.tolist(), strict=True)
+    """Those under two ids first: they are the ones to look at."""
+    found = list(zip(duplicates.pairs.tolist(), duplicates.kinds.tolist(), duplicates.similarity.tolist(), strict=True))
+    found.sort(key=lambda one: not known.ids_differ(one[0]))
     return tuple(
-        Pair(kind=kind, photos=known.facts(rows), similarity=None if similarity != similarity else round(similarity, 4))
-        for rows, kind, similarity in itertools.islice(found, MOST_LISTED)
+        Pair(
+            kind=kind,
+            photos=known.facts(rows),
+            similarity=None if similarity != similarity else round(similarity, 4),
+            ids_differ=known.ids_differ(rows),
+        )
+        for rows, kind, similarity in found[:MOST_LISTED]
     )
 
 

@@ -203,6 +203,12 @@ def _remarks(audit: Audit) -> list[tuple[str, str]]:
         ]
         verb = _verb(clusters + lesions, "has", "have")
         remarks.append(("conflicts", f"{who} {verb} contradicting labels{''.join(worst)}."))
+    two = counts["pairs_under_two_ids"]
+    if two:
+        stands = _verb(two, "stands", "stand")
+        remarks.append(
+            ("duplicates", f"{plural(two, 'duplicate pair')} {stands} under two lesion_ids or patient_ids: one is wrong.")
+        )
     best = max(audit.shortcuts, key=lambda one: one.roc_auc, default=None)
     if best and best.roc_auc > SHORTCUT_AUC:
         feature = _FEATURES.get(best.feature, best.feature)
@@ -283,16 +289,29 @@ def _case(finding: Leak | Conflict, pairs_of: Mapping[str, Sequence[Pair]]) -> _
 
 
 def _others(audit: Audit) -> tuple[list[_Case], int]:
-    """Pairs of no other finding, with one label and on one side, the least alike first; and how many of them there are."""
+    """Pairs of no other finding, with one label and on one side; and how many of them there are.
+
+    Those under two ids come first, then the least alike.
+    """
     above: list[Leak | Conflict] = [*audit.leaks, *audit.conflicts]
     told = {photo.image_id for one in above if one.kind == "duplicates" for photo in one.photos}
     others = [pair for pair in audit.pairs if pair.photos[0].image_id not in told and _is_harmless(pair)]
     order = ("near", "listed", "exact")
-    others.sort(key=lambda pair: (order.index(pair.kind), pair.similarity or 0))
+    others.sort(key=lambda pair: (not pair.ids_differ, order.index(pair.kind), pair.similarity or 0))
     cases = [
-        _Case(name="", match=_match([pair]), apart="", others=(), photos=pair.photos, hidden=0) for pair in others[:_MOST_CASES]
+        _Case(name=_ids(pair), match=_match([pair]), apart="", others=(), photos=pair.photos, hidden=0)
+        for pair in others[:_MOST_CASES]
     ]
     return cases, len(others)
+
+
+def _ids(pair: Pair) -> str:
+    """The two lesions or patients that the data set says one photo shows."""
+    one, other = pair.photos
+    for what, here, there in (("lesion", one.lesion_id, other.lesion_id), ("patient", one.patient_id, other.patient_id)):
+        if here and there and here != there:
+            return f"{what} {here} and {there}"
+    return ""
 
 
 def _is_harmless(pair: Pair) -> bool:

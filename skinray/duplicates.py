@@ -55,6 +55,56 @@ def _cosines() -> _Floats:
 _COSINES = _cosines()
 
 
+class _Part:
+    """One part of a fingerprint: which coefficients stand where in it.
+
+    Args:
+        start: Its first byte.
+        row: Vertical frequency of each coefficient.
+        column: Horizontal frequency of each.
+    """
+
+    def __init__(self, start: int, row: npt.NDArray[np.int64], column: npt.NDArray[np.int64]) -> None:
+        self.row, self.column = row, column
+        self.bytes = slice(start, start + len(row))
+        position = {place: number for number, place in enumerate(zip(row.tolist(), column.tolist(), strict=True))}
+        self._swapped = np.array([position[c, r] for r, c in zip(row.tolist(), column.tolist(), strict=True)])
+        # Mirroring left-right turns the sign of every odd column, up-down of every odd row.
+        signs = np.stack([np.ones(len(row)), (-1.0) ** column, (-1.0) ** row, (-1.0) ** (row + column)], axis=1)
+        self._signs = signs.astype(np.float32)
+
+    def stored(self, spectrum: _Floats, norm: float) -> bytes:
+        """The coefficients of a photo as a byte each; all zero for a norm of zero."""
+        encoded: bytes = np.rint(spectrum[self.row, self.column] * (127 / norm if norm else 0)).astype(np.int8).tobytes()
+        return encoded
+
+    def unit(self, stored: _Bytes) -> _Floats:
+        """The coefficients of stored fingerprints as unit vectors (or zero), float32 [rows, coefficients]."""
+        values = stored[:, self.bytes].astype(np.float32)
+        unit: _Floats = values / np.maximum(np.sqrt(np.einsum("ij,ij->i", values, values)), 1)[:, None]
+        return unit
+
+    def correlations(self, one: _Bytes, other: _Bytes) -> _Floats:
+        """Of pairs, with one of them in each of eight orientations, float32 [pairs, 8]."""
+        left, right = self.unit(one), self.unit(other)
+        return np.hstack([(left * right) @ self._signs, (left[:, self._swapped] * right) @ self._signs])
+
+
+def _square(side: int, start: int) -> _Part:
+    row, column = np.divmod(np.arange(side**2), side)
+    return _Part(start, row, column)
+
+
+def _frame(inner: int, outer: int, start: int) -> _Part:
+    row, column = np.divmod(np.arange(outer**2), outer)
+    beyond = np.maximum(row, column) >= inner
+    return _Part(start, row[beyond], column[beyond])
+
+
+_WHOLE, _CENTRE = _square(_COARSE, 0), _square(_COARSE, _COARSE**2)
+_DETAIL = _frame(_COARSE, _FINE, 2 * _COARSE**2)
+
+
 def fingerprint(pixels: npt.NDArray[np.uint8]) -> bytes:
     """The perceptual hash of one photo.
 
@@ -68,17 +118,13 @@ def fingerprint(pixels: npt.NDArray[np.uint8]) -> bytes:
     halved = brightness.reshape(_GRID, 2, _GRID, 2).mean(axis=(1, 3))
     whole = _COSINES @ halved @ _COSINES.T
     centre = _COSINES[:_COARSE] @ brightness[16:48, 16:48] @ _COSINES[:_COARSE].T
-    coarse = whole[:_COARSE, :_COARSE].copy()
-    coarse[0, 0] = centre[0, 0] = 0
-    norms = np.linalg.norm(coarse), np.linalg.norm(centre)
-    if min(norms) < _SMALLEST_SPREAD * _GRID:
+    whole[0, 0] = centre[0, 0] = 0  # the mean says nothing
+    coarse, central = (float(np.linalg.norm(part[:_COARSE, :_COARSE])) for part in (whole, centre))
+    if min(coarse, central) < _SMALLEST_SPREAD * _GRID:
         return b""
-    whole[:_COARSE, :_COARSE] = 0
-    detail = np.linalg.norm(whole)
-    whole *= 127 / detail if detail >= _SMALLEST_DETAIL_SPREAD * _GRID else 0
-    whole[:_COARSE, :_COARSE] = coarse * (127 / norms[0])
-    parts = [np.rint(part).astype(np.int8).tobytes() for part in (whole, centre * (127 / norms[1]))]
-    return b"".join(parts)
+    detail = float(np.linalg.norm(whole[_DETAIL.row, _DETAIL.column]))
+    detail = detail if detail >= _SMALLEST_DETAIL_SPREAD * _GRID else 0.0
+    return _WHOLE.stored(whole, coarse) + _CENTRE.stored(centre, central) + _DETAIL.stored(whole, detail)
 
 
 @dataclass(frozen=True)
@@ -155,6 +201,8 @@ def near_duplicates(fingerprints: Sequence[bytes]) -> tuple[npt.NDArray[np.int64
     alike = [np.ones(len(same), np.float32)]
     stored = np.frombuffer(b"".join(first_with), np.int8).reshape(len(known), FINGERPRINT_BYTES)
     for candidates in _candidates(stored):
+        if not len(candidates):
+            continue
         coarse, detail = _correlations(stored[candidates[:, 0]], stored[candidates[:, 1]])
         kept = (coarse >= SMALLEST_COARSE) & (detail >= SMALLEST_DETAIL)
         found.append(np.sort(known[candidates[kept]], axis=1))
@@ -235,8 +283,8 @@ def _invariants(stored: _Bytes) -> _Floats:
     smaller magnitude. Both steps bring two photos closer or leave their distance; leaving coefficients out does, too.
     """
     numbers = []
-    for part in _parts(stored)[:2]:
-        size = np.abs(part).reshape(-1, _COARSE, _COARSE)
+    for part in (_WHOLE, _CENTRE):
+        size = np.abs(part.unit(stored)).reshape(-1, _COARSE, _COARSE)
         for row in range(5):
             for column in range(row, 5 - row):
                 one, other = size[:, row, column], size[:, column, row]
@@ -248,42 +296,16 @@ def _correlations(one: _Bytes, other: _Bytes) -> tuple[_Floats, _Floats]:
     """How alike pairs are in the best of eight orientations.
 
     Returns:
-        The smaller correlation of coarse and centre, and that of the detail in the same orientation, float32 [pairs] each;
-        the detail counts as alike where a photo has none.
+        The smaller correlation of whole and centre; and, where that is large enough to matter, that of the detail in the
+        same orientation, else 0; float32 [pairs] each. The detail counts as alike where a photo has none.
     """
-    left, right = _parts(one), _parts(other)
-    best, detail = np.full(len(one), -1, np.float32), np.zeros(len(one), np.float32)
-    for swapped in (False, True):
-        parts = [_flipped(a, b, swapped) for a, b in zip(left, right, strict=True)]
-        for whole, centre, fine in zip(*parts, strict=True):
-            coarse = np.minimum(whole, centre)
-            better = coarse > best
-            best[better], detail[better] = coarse[better], fine[better]
-    detail[~(left[2].any(axis=1) & right[2].any(axis=1))] = 1
-    return best, detail
-
-
-def _flipped(one: _Floats, other: _Floats, swapped: bool) -> _Floats:
-    """The correlation of each pair in four orientations, float32 [4, pairs]; swapped: one of them is transposed first."""
-    side = round(one.shape[1] ** 0.5)
-    row, column = np.divmod(np.arange(side**2), side)
-    turned = one[:, column * side + row] if swapped else one
-    # Mirroring left-right turns the sign of every odd column, up-down of every odd row.
-    signs = np.stack([np.ones(side**2), (-1.0) ** column, (-1.0) ** row, (-1.0) ** (row + column)]).astype(np.float32)
-    correlations: _Floats = signs @ (turned * other).T
-    return correlations
-
-
-def _parts(stored: _Bytes) -> tuple[_Floats, _Floats, _Floats]:
-    """Coarse [rows, 64], centre [rows, 64] and detail [rows, 256], each row a unit vector, or zero for a detail too faint."""
-    whole = stored[:, : _FINE**2].reshape(-1, _FINE, _FINE).astype(np.float32)
-    coarse = whole[:, :_COARSE, :_COARSE].copy()
-    whole[:, :_COARSE, :_COARSE] = 0
-    centre = stored[:, _FINE**2 :].astype(np.float32)
-    return _unit(coarse), _unit(centre), _unit(whole)
-
-
-def _unit(rows: _Floats) -> _Floats:
-    flat = rows.reshape(len(rows), rows.size // max(1, len(rows)))
-    unit: _Floats = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1)
-    return unit
+    both = np.minimum(_WHOLE.correlations(one, other), _CENTRE.correlations(one, other))
+    best = both.argmax(axis=1)
+    coarse: _Floats = both[np.arange(len(both)), best]
+    detail = np.zeros(len(one), np.float32)
+    rows = np.flatnonzero(coarse >= SMALLEST_COARSE)
+    left, right = one[rows], other[rows]
+    detail[rows] = _DETAIL.correlations(left, right)[np.arange(len(rows)), best[rows]]
+    plain = ~(left[:, _DETAIL.bytes].any(axis=1) & right[:, _DETAIL.bytes].any(axis=1))
+    detail[rows[plain]] = 1
+    return coarse, detail

@@ -62,7 +62,7 @@ def test_a_lesion_in_two_folds_is_a_leak_and_test_has_no_fold() -> None:
     found = audit(table(split=["train", "train", "test"], fold=[0, 1, None], lesion_id=["L", "L", "M"]))
     assert found.leak_counts == {"lesions across folds": 1}
     assert found.leaks[0].sides == ("fold 0", "fold 1")
-    assert found.leaks[0].photos[1] == PhotoFact(image_id="b", label="nv", split="train", fold=1)
+    assert found.leaks[0].photos[1] == PhotoFact(image_id="b", label="nv", split="train", fold=1, lesion_id="L")
     assert found.leaked_photos == {}  # of splits there is none
 
 
@@ -201,6 +201,15 @@ def test_lists_are_cut_and_counts_are_not() -> None:
     assert found.leak_counts == {"lesions across splits": MOST_LISTED + 5}
     assert found.leaked_photos == {"train": MOST_LISTED + 5, "test": MOST_LISTED + 5}
     assert f"LEAK: {MOST_LISTED + 5:,} lesions across splits" in found.summary()
+
+
+def test_one_photo_under_two_lesion_ids_is_said_and_listed_first() -> None:
+    photos = table(lesion_id=["L1", "L1", "L2", "L3", None], patient_id=["P", "P", "P", "P", None])
+    found = audit(photos, (0, 1, "near"), (0, 4, "near"), (2, 3, "near"))
+    assert found.counts["pairs_under_two_ids"] == 1
+    assert [pair.ids_differ for pair in found.pairs] == [True, False, False]
+    assert [photo.lesion_id for photo in found.pairs[0].photos] == ["L2", "L3"]
+    assert "1 duplicate pair under two lesion_ids or patient_ids" in found.summary()
 
 
 def test_an_audit_survives_json() -> None:

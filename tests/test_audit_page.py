@@ -451,3 +451,12 @@ def test_the_page_of_one_audit_is_always_the_same() -> None:
     pages = {audit_page(audit, "the/data", dict.fromkeys(shown_photos(audit), THUMBNAIL)) for _ in range(2)}
     assert len(pages) == 1
     assert re.search(r"<!doctype html>\n<html lang=\"en\">", pages.pop())
+
+
+def test_duplicates_under_two_lesion_ids_come_first_and_name_them() -> None:
+    plain = pair("near", fact("plain1"), fact("plain2"), similarity=0.94)
+    named = [fact("odd1").model_copy(update={"lesion_id": "L<1>"}), fact("odd2").model_copy(update={"lesion_id": "L2"})]
+    odd = pair("near", *named, similarity=0.99).model_copy(update={"ids_differ": True})
+    page = audit_page(made(pairs=(plain, odd), counts={"pairs_under_two_ids": 1}, photos=4), "data", {})
+    assert page.index("lesion L&lt;1&gt; and L2") < page.index("odd1") < page.index("plain1")
+    assert "1 duplicate pair stands under two lesion_ids or patient_ids" in page
