@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from skinray.duplicates import Duplicates, clusters
-from skinray.splits import divided_groups, names
+from skinray.splits import divided_groups, lesion_names, names
 
 # Listed of each kind of finding, and of the photos of one; the counts are of all.
 MOST_LISTED = 2_000
@@ -34,6 +34,7 @@ _Side = TypeVar("_Side", str, int)
 _SPLIT_ORDER: tuple[object, ...] = ("train", "validation", "test")
 _SHORTCUT_COLUMNS = ("width_px", "height_px", "aspect_ratio", "file_bytes", "bytes_per_pixel", "jpeg_quality", "has_metadata")
 _MOST_FOR_SHORTCUTS = 5_000
+_CROSS_VALIDATION = 5
 
 
 class _Finding(BaseModel):
@@ -200,7 +201,7 @@ def examine(
         photos["label"].tolist(),
         names(photos["split"]),
         [None if pd.isna(fold) else int(fold) for fold in photos["fold"]],
-        names(photos["lesion_id"]),
+        lesion_names(names(photos["lesion_id"]), names(photos["patient_id"])),
         names(photos["patient_id"]),
     )
     number = clusters(len(photos), duplicates.pairs)
@@ -376,7 +377,9 @@ def _shortcuts(photos: pd.DataFrame, groups: Mapping[_Kind, list[str | None]], m
         next((f"{kind} {members[row]}" for kind, members in groups.items() if members[row]), f"photo {row}")
         for row in chosen.tolist()
     ]
-    found.append(Shortcut(feature="all of them together", roc_auc=_grouped_auc(features, positive, own)))
+    sides = [{group for group, sick in zip(own, positive, strict=True) if sick == side} for side in (True, False)]
+    if min(map(len, sides)) >= _CROSS_VALIDATION:  # else a fold would lack one of the two
+        found.append(Shortcut(feature="all of them together", roc_auc=_grouped_auc(features, positive, own)))
     return tuple(sorted(found, key=lambda one: -one.roc_auc))
 
 
@@ -385,7 +388,7 @@ def _grouped_auc(features: pd.DataFrame, positive: npt.NDArray[np.bool_], groups
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    folds = StratifiedGroupKFold(_CROSS_VALIDATION, shuffle=True, random_state=0)
     tree = HistGradientBoostingClassifier(max_iter=50, max_depth=4, random_state=0)
     scores = cross_val_predict(
         tree, features.to_numpy(), positive, groups=pd.factorize(np.array(groups))[0], cv=folds, method="predict_proba"

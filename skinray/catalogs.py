@@ -72,7 +72,9 @@ def read_catalog(source: CatalogSource) -> Catalog:
         StorageError: The source cannot be read.
     """
     uri = storage.normalize(source.uri)
-    files = Files(uri, storage.list_files(uri), source.csv, _own_labels(source.labels))
+    sizes = storage.list_files(uri)
+    _check_encodable(uri, sizes)
+    files = Files(uri, sizes, source.csv, _own_labels(source.labels))
     listing = LAYOUTS[source.name](files)
     rows = listing.rows
     if rows.empty:
@@ -102,6 +104,14 @@ def read_catalog(source: CatalogSource) -> Catalog:
         }
     )
     return Catalog(photos.sort_values("image_id", ignore_index=True)[list(CATALOG_COLUMNS)], listing.duplicates)
+
+
+def _check_encodable(uri: str, paths: Iterable[str]) -> None:
+    try:
+        "\n".join(paths).encode()
+    except UnicodeEncodeError as error:
+        odd = next(path for path in paths if path.encode(errors="ignore").decode() != path)
+        raise CatalogError(f"{uri}: the name of {odd!a} is no UTF-8: rename the file") from error
 
 
 def _own_labels(labels: Mapping[str, str]) -> dict[str, str]:

@@ -182,13 +182,12 @@ def _leak_code(leaks: Mapping[str, int], allowed: bool) -> int:
 
 
 def _prepare_dry(settings: PrepareSettings) -> list[str]:
-    from skinray.preparation import plan_dataset, preview_splits
+    from skinray.preparation import preview_dataset
 
-    plan = plan_dataset(settings)
-    photos = plan.photos.assign(split=preview_splits(plan, settings))
+    photos, dropped = preview_dataset(settings)
     counts = photos.value_counts(["split", "label"], sort=False).reset_index()
     lines = [f"{row.split:<10} {row.label:<10} {row.count:>7,} photos" for row in counts.itertuples()]
-    lines += [f"left out   {label!r} {count:>7,} photos" for label, count in plan.dropped_labels.items()]
+    lines += [f"left out   {label!r} {count:>7,} photos" for label, count in dropped.items()]
     size_mb = photos["image_bytes"].sum() / 1e6
     shards = f"about {size_mb / settings.shard_mb + 3:.0f} shards, to {settings.output}"
     duplicates = "duplicates, which stay together, are found when photos are read"
@@ -253,6 +252,8 @@ def _evaluate(settings: EvaluateSettings) -> int:
     for name in ("roc_auc", "accuracy", "precision", "recall", "specificity", "f1"):
         print(f"{name:<12} {metrics[name]:.4f}")
     print(f"photos       {metrics['photos']:,} of {settings.split}, {metrics['malignant_photos']:,} malignant")
+    if metrics["overlap_with_training"] is None:
+        say("skinray: what the bundle was trained on is not there any more: overlap with it could not be looked for")
     for where in ("leaks", "leaks_in_training", "overlap_with_training"):
         for what, count in (metrics[where] or {}).items():
             say(f"skinray: {where.replace('_', ' ')}: {count:,} {what}; these figures are too high")

@@ -117,6 +117,12 @@ class PrepareSettings(CatalogSettings):
         return self
 
     @model_validator(mode="after")
+    def _one_split_is_kept(self) -> "PrepareSettings":
+        if self.keep_split and self.previous:
+            raise ValueError("keep_split and previous each say which split to keep: give one of them")
+        return self
+
+    @model_validator(mode="after")
     def _own_target_is_complete(self) -> "PrepareSettings":
         if (self.target == "own") != bool(self.classes):
             raise ValueError("target own and classes belong together: give both or neither")

@@ -33,6 +33,9 @@ _GRID = 32
 _FINE, _COARSE = 16, 8
 FINGERPRINT_BYTES = _FINE**2 + _COARSE**2
 
+# Some 100 MB while they are compared.
+_PAIRS_AT_ONCE = 50_000
+
 # Grey levels: with less spread than this, what is left of a photo is noise, and every blank photo would equal every other.
 _SMALLEST_SPREAD = 1.0
 _SMALLEST_DETAIL_SPREAD = 0.5
@@ -200,13 +203,13 @@ def near_duplicates(fingerprints: Sequence[bytes]) -> tuple[npt.NDArray[np.int64
     found = [np.array(same, np.int64).reshape(-1, 2)]
     alike = [np.ones(len(same), np.float32)]
     stored = np.frombuffer(b"".join(first_with), np.int8).reshape(len(known), FINGERPRINT_BYTES)
-    for candidates in _candidates(stored):
-        if not len(candidates):
-            continue
-        coarse, detail = _correlations(stored[candidates[:, 0]], stored[candidates[:, 1]])
-        kept = (coarse >= SMALLEST_COARSE) & (detail >= SMALLEST_DETAIL)
-        found.append(np.sort(known[candidates[kept]], axis=1))
-        alike.append(np.minimum(coarse, detail)[kept])
+    for block in _candidates(stored):
+        for start in range(0, len(block), _PAIRS_AT_ONCE):
+            candidates = block[start : start + _PAIRS_AT_ONCE]
+            coarse, detail = _correlations(stored[candidates[:, 0]], stored[candidates[:, 1]])
+            kept = (coarse >= SMALLEST_COARSE) & (detail >= SMALLEST_DETAIL)
+            found.append(np.sort(known[candidates[kept]], axis=1))
+            alike.append(np.minimum(coarse, detail)[kept])
     pairs, similarities = np.concatenate(found), np.concatenate(alike)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     return pairs[order], similarities[order]

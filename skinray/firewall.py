@@ -14,6 +14,8 @@ from skinray.errors import LeakError, SkinrayError
 from skinray.shards import PreparedDataset, open_dataset, read_photos
 from skinray.splits import names
 
+_OF_ISIC = frozenset({"ham10000", "isic2019", "isic2020", "isic"})
+
 
 def check_no_leaks(dataset: PreparedDataset, allowed: bool) -> None:
     """Refuses a data set with photos of one patient or lesion, or one photo, on both sides of a split.
@@ -24,8 +26,8 @@ def check_no_leaks(dataset: PreparedDataset, allowed: bool) -> None:
     if dataset.manifest.leaks and not allowed:
         listed = ", ".join(leaks_in_words(dataset.manifest.leaks))
         raise LeakError(
-            f"{dataset.uri} leaks: {listed}; figures measured on it would be too high. Prepare it "
-            "without --keep-split, or go on with --allow-leaks, which is then written on everything made from it"
+            f"{dataset.uri} leaks: {listed}; figures measured on it would be too high. Prepare it to a new output without "
+            "--keep-split and --previous, or go on with --allow-leaks, which is then written on everything made from it"
         )
 
 
@@ -49,12 +51,16 @@ def check_no_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName,
         return {}  # its own splits; `check_no_leaks` knows about them
     try:
         trained_on = open_dataset(bundle.metadata.get("training_settings", {}).get("data", ""))
-        if trained_on.sha256 != trained_sha256:
+        # One that has grown since holds what it held, where it was; one of other settings is another one.
+        if trained_on.manifest.settings != bundle.metadata["dataset"]["settings"]:
             return None
         seen = read_photos(trained_on)
     except SkinrayError:
         return None
-    overlap = _overlap(seen[seen["split"] != "test"], _of_split(dataset, split))
+    measured = read_photos(dataset)
+    _qualify_ids(seen, trained_on)
+    _qualify_ids(measured, dataset)
+    overlap = _overlap(seen[seen["split"] != "test"], measured[measured["split"] == split])
     if overlap and not allowed:
         listed = ", ".join(leaks_in_words(overlap))
         raise LeakError(
@@ -64,18 +70,18 @@ def check_no_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName,
     return overlap
 
 
-def _of_split(dataset: PreparedDataset, split: SplitName) -> pd.DataFrame:
-    photos = read_photos(dataset)
-    return photos[photos["split"] == split]
+def _qualify_ids(photos: pd.DataFrame, dataset: PreparedDataset) -> None:
+    """Makes ids comparable across data sets: patient 7 of one hospital's table is not patient 7 of another's."""
+    for name in ("patient_id", "lesion_id"):
+        # The ISIC archive numbers patients and lesions once, for all the data sets that were taken from it.
+        where = ["isic" if source in _OF_ISIC else dataset.manifest.settings["source"] for source in photos["source"]]
+        photos[name] = [own and f"{place}:{own}" for place, own in zip(where, names(photos[name]), strict=True)]
 
 
 def _overlap(seen: pd.DataFrame, measured: pd.DataFrame) -> dict[str, int]:
     both = pd.concat([seen.assign(split="trained on"), measured.assign(split="measured on")], ignore_index=True)
     both["fold"] = None
     both["file_bytes"] = both["stored_bytes"]
-    for name in ("patient_id", "lesion_id"):
-        # Patient 7 of one data set is not patient 7 of another.
-        both[name] = [own and f"{source}:{own}" for source, own in zip(both["source"], names(both[name]), strict=True)]
     duplicates = find_duplicates(both["image_sha256"].tolist(), both["fingerprint"].tolist())
     counts = examine(both, duplicates, (), ()).leak_counts
     return {what.removesuffix(" across splits"): count for what, count in counts.items()}

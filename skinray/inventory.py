@@ -209,7 +209,11 @@ def _inspect_row_groups(plan: pa.Table) -> pa.Table:
 
 def _inspect_row_group(where: dict[str, Any]) -> pa.Table:
     uri = where["uri"]
-    table = pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri)).read_row_group(where["row_group"])
+    try:
+        file = pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri))
+        table = file.read_row_group(where["row_group"])
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"cannot read the shard {uri}: {type(error).__name__}: {error}") from error
     rows = [_inspected(data) for data in table["image_bytes"].to_pylist()]
     for offset, (row, stored) in enumerate(zip(rows, table.drop_columns(["image_bytes"]).to_pylist(), strict=True)):
         if not row["error_code"] and row["image_sha256"] != stored["image_sha256"]:

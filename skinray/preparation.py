@@ -5,7 +5,6 @@ them. Nothing but the inventory's small rows stays in memory. The same source an
 names. The same command on a grown source adds shards for what is new; what is there keeps its split, its fold and its shard.
 """
 
-import functools
 import io
 from collections import Counter
 from dataclasses import dataclass
@@ -16,20 +15,18 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
 from skinray import storage
 from skinray.audit import Audit, examine
 from skinray.catalogs import CatalogSource, read_catalog
 from skinray.config import PrepareSettings, SplitName
-from skinray.deidentify import without_metadata
 from skinray.duplicates import find_duplicates
-from skinray.errors import ConfigError, DatasetError, OutputExistsError, StorageError
-from skinray.inventory import bounded_blocks, inspect_files
+from skinray.errors import ConfigError, DatasetError, OutputExistsError
+from skinray.inventory import inspect_files
+from skinray.shard_writer import cut_into_shards, write_shards
 from skinray.shards import (
     AUDIT_NAME,
     REJECTED_NAME,
-    SHARD_SCHEMA,
     SPLITS,
     DatasetManifest,
     PreparedDataset,
@@ -41,11 +38,7 @@ from skinray.shards import (
 )
 from skinray.splits import Placement, SplitRule, assign_splits, check_filled, group_photos, keep_splits, names
 from skinray.taxonomy import Target, check_known, class_labels, target_for, unknown_labels
-from skinray.telemetry import Progress, say
-
-# A row group is what training and scoring read at once: about 3 MB of 600x450 JPEGs, a handful of 12-megapixel ones.
-ROW_GROUP_ROWS = 128
-ROW_GROUP_BYTES = 16_000_000
+from skinray.telemetry import say
 
 METADATA_STATEMENT = (
     "Shards hold the pixels as found and, where a photo lies on its side, its orientation. Camera data, location, captions, "
@@ -53,6 +46,7 @@ METADATA_STATEMENT = (
     "picture itself is not looked for; DICOM files that declare such text are refused."
 )
 
+_NO_PAIRS = np.empty((0, 2), np.int64)
 _INSPECTED = ("source_sha256", "image_sha256", "stored_bytes", "removed", "width_px", "height_px", "jpeg_quality", "fingerprint")
 _FROM_DICOM = ("age", "sex", "site", "patient_id")
 
@@ -112,26 +106,40 @@ def prepare_dataset(settings: PrepareSettings) -> PreparedDataset:
     existing = _existing(output, settings)
     known = read_photos(existing) if existing else None
     fresh = plan.photos if known is None else _unknown_photos(plan.photos, known, output)
+    before = _Before.of(known, settings)
     if existing is None:
+        # What the catalog alone can tell is told before anything is read or written.
+        _split(plan.photos, _groups(plan.photos, _NO_PAIRS), settings, before.places(plan.photos))
         storage.claim_folder(output, "dataset", _identity(settings))
     inspected, rejected = _inspect(fresh)
-    if existing is not None and inspected.empty:
-        say(f"prepare: {output} has every usable photo of the source already")
-        return existing
     if known is None and inspected.empty:
         raise DatasetError(f"{settings.source}: none of its {len(fresh)} photos can be used; the first: {rejected[0]}")
+    if existing is not None and inspected.empty and _same_left_out(existing, plan, rejected):
+        say(f"prepare: {output} has every usable photo of the source already")
+        return existing
     photos = inspected if known is None else pd.concat([known, inspected], ignore_index=True)
-    audit = _divide(photos, plan, rejected, settings, _placed_before(photos, known, settings))
-    _cut_into_shards(photos, settings.shard_mb)
-    files = [*(existing.manifest.files if existing else ()), *_write_shards(photos, output)]
-    return _publish(output, settings, plan, photos, audit, files)
+    audit = _divide(photos, plan, rejected, settings, before.places(photos))
+    cut_into_shards(photos, settings.shard_mb)
+    files = [*(existing.manifest.files if existing else ()), *write_shards(photos, output)]
+    dataset = _publish(output, settings, plan, photos, audit, files, rejected)
+    if existing is not None and existing.manifest.photos_path != dataset.manifest.photos_path:
+        storage.delete_file(storage.join(output, existing.manifest.photos_path))
+    return dataset
 
 
-def preview_splits(plan: Plan, settings: PrepareSettings) -> list[str]:
-    """The split of each photo by its ids alone, as a dry run can know it: duplicates are found when photos are read."""
-    photos = plan.photos
-    groups = _groups(photos, np.empty((0, 2), np.int64))
-    return _split(photos, groups, settings, None)[0]
+def preview_dataset(settings: PrepareSettings) -> tuple[pd.DataFrame, dict[str, int]]:
+    """What a dry run can know: the catalog's photos with their split by ids alone, and the labels that are left out.
+
+    Duplicates are found when photos are read, so some photos will stand elsewhere.
+    """
+    plan = plan_dataset(settings)
+    existing = _existing(storage.normalize(settings.output), settings)
+    known = read_photos(existing) if existing else None
+    if known is not None:
+        _unknown_photos(plan.photos, known, settings.output)
+    places = _Before.of(known, settings).places(plan.photos)
+    splits, _ = _split(plan.photos, _groups(plan.photos, _NO_PAIRS), settings, places)
+    return plan.photos.assign(split=splits), plan.dropped_labels
 
 
 def _identity(settings: PrepareSettings) -> dict[str, Any]:
@@ -139,6 +147,9 @@ def _identity(settings: PrepareSettings) -> dict[str, Any]:
     recorded = settings.recorded()
     for steering in ("allow_leaks", "output"):
         recorded.pop(steering)
+    recorded["source"] = storage.normalize(settings.source)
+    recorded["previous"] = settings.previous and storage.normalize(settings.previous)
+    recorded["classes"] = [[code, list(members)] for code, members in settings.classes.items()]  # their order matters
     return recorded
 
 
@@ -146,12 +157,19 @@ def _existing(output: str, settings: PrepareSettings) -> PreparedDataset | None:
     if not is_dataset(output):
         return None
     existing = open_dataset(output)
-    if existing.manifest.settings != _identity(settings):
+    now, then = _identity(settings), existing.manifest.settings
+    other = [name for name in now if now[name] != then.get(name)]
+    if other:
         raise OutputExistsError(
-            f"output {output} was prepared with other settings: choose another --output "
+            f"output {output} was prepared with other settings ({', '.join(other)}): choose another --output "
             "(with --previous its photos keep their split there)"
         )
     return existing
+
+
+def _same_left_out(existing: PreparedDataset, plan: Plan, rejected: list[dict[str, str]]) -> bool:
+    listed = storage.read_json(storage.join(existing.uri, REJECTED_NAME))
+    return bool(listed == rejected) and existing.manifest.dropped_labels == plan.dropped_labels
 
 
 def _unknown_photos(photos: pd.DataFrame, known: pd.DataFrame, output: str) -> pd.DataFrame:
@@ -180,9 +198,9 @@ def _inspect(photos: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, str]]]:
     found = inspect_files(photos["image_uri"].tolist(), photos["image_bytes"].tolist(), "inspect")
     bad = (found["error_code"] != "").to_numpy(bool)
     rejected = [
-        {"image_id": image_id, "image_uri": uri, "error_code": code, "error_detail": detail}
-        for image_id, uri, code, detail in zip(
-            photos["image_id"][bad], photos["image_uri"][bad], found["error_code"][bad], found["error_detail"][bad], strict=True
+        {"image_id": image_id, "error_code": code, "error_detail": detail}
+        for image_id, code, detail in zip(
+            photos["image_id"][bad], found["error_code"][bad], found["error_detail"][bad], strict=True
         )
     ]
     for name in _INSPECTED:
@@ -195,22 +213,46 @@ def _inspect(photos: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, str]]]:
     return usable, sorted(rejected, key=lambda row: row["image_id"])
 
 
-def _placed_before(photos: pd.DataFrame, known: pd.DataFrame | None, settings: PrepareSettings) -> list[Placement | None] | None:
-    """Where photos stand already: in this data set, or in the one that --previous names."""
-    if known is None:
-        if settings.previous is None:
+@dataclass(frozen=True)
+class _Before:
+    """Where photos stood in the data set that was prepared before: this one, or the one that --previous names.
+
+    A photo is the same when its id and content are; else when its content is, under whatever name; else when its id is.
+    """
+
+    by_both: dict[tuple[str, str], Placement]
+    by_hash: dict[str, Placement]
+    by_id: dict[str, Placement]
+
+    @staticmethod
+    def of(known: pd.DataFrame | None, settings: PrepareSettings) -> "_Before":
+        if known is None and settings.previous is None:
+            return _Before({}, {}, {})
+        if known is None:
+            previous = open_dataset(str(settings.previous))
+            if previous.manifest.split.folds != settings.folds:
+                raise ConfigError(f"--folds {settings.folds}: {settings.previous} has {previous.manifest.split.folds} folds")
+            known = read_photos(previous)
+        folds = [None if pd.isna(fold) else int(fold) for fold in known["fold"]]
+        places = list(zip(known["split"], folds, strict=True))
+        ids, hashes = known["image_id"].tolist(), known["image_sha256"].tolist()
+        return _Before(
+            by_both=dict(zip(zip(ids, hashes, strict=True), places, strict=True)),
+            by_hash=dict(zip(hashes, places, strict=True)),
+            by_id=dict(zip(ids, places, strict=True)),
+        )
+
+    def places(self, photos: pd.DataFrame) -> list[Placement | None] | None:
+        """The place of each photo that had one; by ids alone as long as photos have not been read."""
+        if not self.by_id:
             return None
-        previous = open_dataset(settings.previous)
-        if previous.manifest.split.folds != settings.folds:
-            raise ConfigError(f"--folds {settings.folds}: {settings.previous} has {previous.manifest.split.folds} folds")
-        known = read_photos(previous)
-    places = [(split, None if pd.isna(fold) else int(fold)) for split, fold in zip(known["split"], known["fold"], strict=True)]
-    by_id = dict(zip(known["image_id"], places, strict=True))
-    by_hash = dict(zip(known["image_sha256"], places, strict=True))  # a photo that was renamed is the same photo
-    return [
-        by_id.get(image_id) or by_hash.get(sha256)
-        for image_id, sha256 in zip(photos["image_id"], photos["image_sha256"], strict=True)
-    ]
+        ids = photos["image_id"].tolist()
+        if "image_sha256" not in photos:
+            return [self.by_id.get(image_id) for image_id in ids]
+        return [
+            self.by_both.get((image_id, sha256)) or self.by_hash.get(sha256) or self.by_id.get(image_id)
+            for image_id, sha256 in zip(ids, photos["image_sha256"], strict=True)
+        ]
 
 
 def _divide(
@@ -245,81 +287,18 @@ def _split(
         splits, folds = keep_splits(names(photos["source_split"]), labels, groups, rule, placed)
     else:
         splits, folds = assign_splits(labels, groups, rule, placed)
-    check_filled(splits, groups)
+    check_filled(splits, folds, groups, rule, settings.keep_split)
     return splits, folds
 
 
-def _cut_into_shards(photos: pd.DataFrame, shard_mb: float) -> None:
-    """Fills in the shard and the row group of photos that have none; numbers go on where the split's last one ended."""
-    if "shard" not in photos:
-        photos["shard"] = None
-    photos["shard"] = photos["shard"].astype(object)
-    photos["row_group"] = -1
-    for split in SPLITS:
-        inside = photos[photos["split"] == split]
-        waiting = inside[inside["shard"].isna()].sort_values("image_id")
-        number = inside["shard"].nunique()
-        sizes = waiting["stored_bytes"].tolist()
-        for first, end in bounded_blocks(sizes, len(sizes), int(shard_mb * 1e6)):
-            rows = waiting.index[first:end]
-            photos.loc[rows, "shard"] = f"split={split}/part-{number:05d}.parquet"
-            for group, (start, stop) in enumerate(bounded_blocks(sizes[first:end], ROW_GROUP_ROWS, ROW_GROUP_BYTES)):
-                photos.loc[rows[start:stop], "row_group"] = group
-            number += 1
-
-
-def _write_shards(photos: pd.DataFrame, output: str) -> list[ShardFile]:
-    """Writes the shards of the photos that have a row group, one task a shard."""
-    new = photos[photos["row_group"] >= 0].sort_values(["shard", "image_id"])
-    columns = [*(name for name in SHARD_SCHEMA.names if name != "image_bytes"), "image_uri", "shard", "row_group", "split"]
-    plans = [pa.Table.from_pandas(rows[columns], preserve_index=False) for _, rows in new.groupby("shard", sort=True)]
-    progress = Progress("write", total=len(new), unit="photos")
-    written = ray.data.from_arrow(plans).map_batches(
-        functools.partial(_write_shard, output=output), batch_size=None, batch_format="pyarrow"
-    )
-    files = []
-    for row in written.iter_rows():
-        files.append(ShardFile(**{**row, "row_groups": tuple(row["row_groups"])}))
-        progress.advance(row["rows"])
-    return sorted(files, key=lambda file: file.path)
-
-
-def _write_shard(plan: pa.Table, output: str) -> pa.Table:
-    path, split = plan["shard"][0].as_py(), plan["split"][0].as_py()
-    # JPEG bytes do not compress further; trying costs more than the whole rest of the write.
-    compression = {name: "none" if name == "image_bytes" else "zstd" for name in SHARD_SCHEMA.names}
-    dictionaries = ["label", "diagnosis", "sex", "site", "source"]
-    row_groups = []
-    with storage.writing(storage.join(output, path)) as file:
-        with pq.ParquetWriter(file, SHARD_SCHEMA, compression=compression, use_dictionary=dictionaries) as writer:
-            for group in sorted(set(plan["row_group"].to_pylist())):
-                rows = plan.filter(pa.compute.equal(plan["row_group"], group))
-                photos = [_stored_photo(row) for row in _with_bytes(rows)]
-                columns = {name: rows[name] for name in SHARD_SCHEMA.names if name != "image_bytes"}
-                table = pa.table({**columns, "image_bytes": pa.array(photos, pa.binary())}).select(SHARD_SCHEMA.names)
-                writer.write_table(table.cast(SHARD_SCHEMA), row_group_size=len(rows))
-                row_groups.append(len(rows))
-        about = {"path": [path], "split": [split], "rows": [len(plan)], "row_groups": [row_groups]}
-        return pa.table({**about, "bytes": [file.size], "sha256": [file.sha256]})
-
-
-def _with_bytes(rows: pa.Table) -> list[tuple[str, str, bytes | Exception]]:
-    uris = rows["image_uri"].to_pylist()
-    return list(zip(uris, rows["image_sha256"].to_pylist(), storage.read_many(uris), strict=True))
-
-
-def _stored_photo(photo: tuple[str, str, bytes | Exception]) -> bytes:
-    uri, sha256, data = photo
-    if isinstance(data, Exception):
-        raise StorageError(f"cannot read {uri} again: {type(data).__name__}: {data}") from data
-    stored = without_metadata(data).data
-    if storage.sha256_of(stored) != sha256:
-        raise StorageError(f"{uri} changed while it was being prepared; run the same command again")
-    return stored
-
-
 def _publish(
-    output: str, settings: PrepareSettings, plan: Plan, photos: pd.DataFrame, audit: Audit, files: list[ShardFile]
+    output: str,
+    settings: PrepareSettings,
+    plan: Plan,
+    photos: pd.DataFrame,
+    audit: Audit,
+    files: list[ShardFile],
+    rejected: list[dict[str, str]],
 ) -> PreparedDataset:
     codes = plan.target.codes
     counts = {split: _class_counts(photos, split, codes) for split in SPLITS}
@@ -331,7 +310,7 @@ def _publish(
         classes=codes,
         malignant=plan.target.malignant,
         rows=len(photos),
-        rejected_rows=len(audit.unreadable),
+        rejected_rows=len(rejected),
         dropped_labels=plan.dropped_labels,
         split_classes=counts,
         prior={code: counts["train"][code] / in_train for code in codes},
@@ -355,9 +334,12 @@ def _publish(
         photos_sha256=photos_sha256,
         settings=_identity(settings),
     )
+    assert {split: sum(counts[split].values()) for split in SPLITS} == {
+        split: sum(file.rows for file in files if file.split == split) for split in SPLITS
+    }, "the inventory and the shards disagree"
     storage.check_written(output, {file.path: file.bytes for file in files})
     storage.write_bytes(storage.join(output, manifest.photos_path), encoded)
-    storage.write_json(storage.join(output, REJECTED_NAME), list(audit.unreadable))
+    storage.write_json(storage.join(output, REJECTED_NAME), rejected)
     storage.write_bytes(storage.join(output, AUDIT_NAME), audit.encoded())
     storage.publish_folder(output, manifest.model_dump(mode="json"))
     return open_dataset(output)

@@ -50,6 +50,18 @@ def names(values: Iterable[object]) -> list[str | None]:
     return [value if isinstance(value, str) and value else None for value in values]
 
 
+def lesion_names(lesion_ids: Sequence[str | None], patient_ids: Sequence[str | None]) -> list[str | None]:
+    """Lesions by names that are theirs alone: numbers that start anew with each patient are told apart by the patient."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    for lesion, patient in zip(lesion_ids, patient_ids, strict=True):
+        if lesion and patient:
+            patients[lesion].add(patient)
+    return [
+        f"{lesion} of {patient}" if lesion and patient and len(patients[lesion]) > 1 else lesion
+        for lesion, patient in zip(lesion_ids, patient_ids, strict=True)
+    ]
+
+
 def group_photos(
     image_ids: Sequence[str],
     patient_ids: Sequence[str | None],
@@ -68,6 +80,7 @@ def group_photos(
         The group of each photo, named after its first patient, else its first lesion, else its first photo.
     """
     pairs: list[tuple[int, int]] = []
+    lesion_ids = lesion_names(lesion_ids, patient_ids)
     for values in (patient_ids, lesion_ids):
         first: dict[str, int] = {}
         pairs += [(first.setdefault(value, position), position) for position, value in enumerate(values) if value]
@@ -113,24 +126,34 @@ def assign_splits(
     place_of: dict[str, Placement] = {}
     for group, placement in sorted((group, placement) for group, placement in zip(groups, before, strict=True) if placement):
         place_of.setdefault(group, placement)
+    fold_sizes = [0] * rule.folds
     for stratum in sorted(strata):
         sizes = {group: len(photos_of[group]) for group in strata[stratum]}
-        place_of |= _fill(sizes, {group: place_of[group] for group in sizes if group in place_of}, rule)
+        place_of |= _fill(sizes, {group: place_of[group] for group in sizes if group in place_of}, rule, fold_sizes)
     placements = [own or place_of[group] for own, group in zip(before, groups, strict=True)]
     return [split for split, _ in placements], [fold for _, fold in placements]
 
 
-def _fill(sizes: dict[str, int], placed: dict[str, Placement], rule: SplitRule) -> dict[str, Placement]:
-    """Places the groups of one stratum that have no place yet; `sizes` is group -> number of photos."""
-    new = sorted(sizes.keys() - placed.keys(), key=lambda group: _hash(rule.seed, group))
-    if not new:
-        return {}
+def _fill(sizes: dict[str, int], placed: dict[str, Placement], rule: SplitRule, fold_sizes: list[int]) -> dict[str, Placement]:
+    """Places the groups of one stratum that have no place yet.
+
+    Args:
+        sizes: Group -> number of photos.
+        placed: Groups of the stratum that have a place.
+        rule: Shares, folds and seed.
+        fold_sizes: Photos of each fold in all strata so far; counted on. Of folds that are level in this stratum, the one
+            that is smallest as a whole is next, or many small strata would all fill the first folds only.
+    """
     have = Counter({"test": 0, "validation": 0, "train": 0})
     in_fold = [0] * rule.folds
     for group, (split, fold) in placed.items():
         have[split] += sizes[group]
-        if fold is not None and fold < rule.folds:
+        if fold is not None:
             in_fold[fold] += sizes[group]
+            fold_sizes[fold] += sizes[group]
+    new = sorted(sizes.keys() - placed.keys(), key=lambda group: _hash(rule.seed, group))
+    if not new:
+        return {}
     total = sum(sizes.values())
     share = {"test": rule.test_fraction, "validation": rule.validation_fraction}
     share["train"] = 1 - sum(share.values())
@@ -148,20 +171,32 @@ def _fill(sizes: dict[str, int], placed: dict[str, Placement], rule: SplitRule) 
         if middle < test_ends:
             places[group] = ("test", None)
             continue
-        emptiest = in_fold.index(min(in_fold))
+        emptiest = min(range(rule.folds), key=lambda fold: (in_fold[fold], fold_sizes[fold]))
         in_fold[emptiest] += sizes[group]
+        fold_sizes[emptiest] += sizes[group]
         places[group] = ("validation" if middle < validation_ends else "train", emptiest)
     return places
 
 
-def check_filled(splits: Sequence[str], groups: Sequence[str]) -> None:
-    """Raises CatalogError when a split has no photo: there are too few groups."""
-    for split in ("train", "validation", "test"):
-        if split not in splits:
-            raise CatalogError(
-                f"{len(splits)} photos in {len(set(groups))} groups are too few for a {split} split: "
-                "add photos or raise its fraction"
-            )
+def check_filled(splits: Sequence[str], folds: Sequence[int | None], groups: Sequence[str], rule: SplitRule, kept: bool) -> None:
+    """Raises CatalogError when a split or a fold has no photo.
+
+    Args:
+        splits: Split of each photo.
+        folds: Fold of each photo.
+        groups: Group of each photo.
+        rule: What was asked for.
+        kept: Whether the split came with the data.
+    """
+    absent = [split for split in ("train", "validation", "test") if split not in splits]
+    if absent and kept:
+        raise CatalogError(f"--keep-split: the split that came with the data has no {absent[0]} photos; leave the flag out")
+    few = f"{len(splits)} photos in {len(set(groups))} groups are too few for"
+    if absent:
+        raise CatalogError(f"{few} a {absent[0]} split: add photos or raise its fraction")
+    filled = len({fold for fold in folds if fold is not None})
+    if filled < rule.folds:
+        raise CatalogError(f"{few} {rule.folds} folds, only {filled} would have any: add photos or lower --folds")
 
 
 def keep_splits(
@@ -189,14 +224,19 @@ def keep_splits(
     unsaid = sum(not split for split in given)
     if unsaid:
         raise CatalogError(f"--keep-split: {unsaid} of {len(given)} photos came without a split")
-    carve = "validation" not in given
+    before = placed or [None] * len(given)
+    # Whether validation was taken from train is decided once: photos that have a place keep it.
+    deciding = [split for split, place in zip(given, before, strict=True) if place] or given
+    carve = "validation" not in deciding
     inside = [position for position, split in enumerate(given) if split != "test"]
     cut = SplitRule(rule.validation_fraction if carve else 0.0, 0.0, rule.folds, rule.seed)
-    before = None if placed is None else [placed[position] for position in inside]
-    carved, folded = assign_splits([labels[i] for i in inside], [groups[i] for i in inside], cut, before)
+    carved, folded = assign_splits(
+        [labels[i] for i in inside], [groups[i] for i in inside], cut, [before[position] for position in inside]
+    )
     splits, folds = [str(split) for split in given], [None] * len(given)  # type: list[str], list[int | None]
     for position, split, fold in zip(inside, carved, folded, strict=True):
-        splits[position] = split if carve else splits[position]
+        if before[position] or (carve and given[position] == "train"):
+            splits[position] = split
         folds[position] = fold
     return splits, folds
 

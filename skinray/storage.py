@@ -233,6 +233,12 @@ def _is_hidden(relative_path: str) -> bool:
     return any(part.startswith(".") for part in relative_path.split("/"))
 
 
+def delete_file(uri: str) -> None:
+    """Removes one file; nothing happens when it is not there."""
+    with _explained(uri, "remove"), contextlib.suppress(FileNotFoundError):
+        filesystem(uri).rm_file(path_of(uri))
+
+
 def delete_folder(uri: str) -> None:
     """Removes a folder or prefix with everything below it; nothing happens when it is not there."""
     with _explained(uri, "remove"):

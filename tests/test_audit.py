@@ -193,6 +193,15 @@ def test_too_few_malignant_photos_give_no_shortcut_figure() -> None:
     assert audit(table(label=["nv"] * 50 + ["mel"] * 10)).shortcuts == ()
 
 
+@pytest.mark.parametrize("patients", [1, 3])
+def test_malignant_photos_of_few_patients_give_single_features_but_no_trained_figure(patients: int) -> None:
+    label = ["mel"] * 25 + ["nv"] * 85
+    patient_id = [f"M{number % patients}" for number in range(25)] + [f"B{number % 40}" for number in range(85)]
+    features = {one.feature for one in audit(table(label=label, patient_id=patient_id)).shortcuts}
+    assert "file_bytes" in features
+    assert "all of them together" not in features
+
+
 def test_lists_are_cut_and_counts_are_not() -> None:
     count = 2 * (MOST_LISTED + 5)
     photos = table(split=["train", "test"] * (count // 2), lesion_id=[f"L{number // 2}" for number in range(count)])

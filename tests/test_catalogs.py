@@ -1,6 +1,7 @@
 """What a catalog promises for every layout, shown on HAM10000: the good download, and every way in which one can be wrong."""
 
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -288,3 +289,10 @@ def test_the_real_sample_has_its_published_counts(real_data: Path) -> None:
     assert known("sex") == {"male", "female"}
     assert "unknown" not in known("site")
     assert catalog["age"].dropna().between(0, 90).all()
+
+
+def test_a_file_name_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mel").mkdir()
+    (tmp_path / "mel" / os.fsdecode(b"\xe9t\xe9.jpg")).write_bytes(b"x")
+    with pytest.raises(CatalogError, match=r"mel/\\udce9t\\udce9\.jpg' is no UTF-8: rename the file"):
+        read_catalog(CatalogSource("folders", str(tmp_path)))

@@ -308,3 +308,33 @@ def test_help_of_every_verb_names_every_setting(verb: str, capsys: pytest.Captur
             continue  # a positional, and a flag with a shorter name
         nested = isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)
         assert f"--{name.replace('_', '-')}{'.' if nested else ''}" in text
+
+
+def test_two_splits_cannot_both_be_kept() -> None:
+    arguments = ["--catalog", "folders", "--source", "a", "--output", "b", "--keep-split", "--previous", "c"]
+    with pytest.raises(ConfigError, match="keep_split and previous each say which split to keep"):
+        resolve(PrepareSettings, "prepare", arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ("target: own", "target own and classes belong together"),
+        ("classes: {a: [mel], b: [nv]}", "target own and classes belong together"),
+        ("target: own\nclasses: {a: [mel], b: [nv]}", "malignant_classes must name some"),
+        ("target: own\nclasses: {a: [mel], b: [nv]}\nmalignant_classes: [a, b]", "malignant_classes must name some"),
+        ("target: own\nclasses: {a: [mel], b: [nv]}\nmalignant_classes: [c]", "malignant_classes c are not among"),
+    ],
+)
+def test_a_target_of_the_users_own_must_be_complete(write_yaml: Callable[[str], str], changes: str, words: str) -> None:
+    arguments = ["--catalog", "folders", "--source", "a", "--output", "b", "--config", write_yaml(changes)]
+    with pytest.raises(ConfigError, match=words):
+        resolve(PrepareSettings, "prepare", arguments)
+
+
+def test_a_target_of_the_users_own_in_yaml(write_yaml: Callable[[str], str]) -> None:
+    path = write_yaml("target: own\nclasses: {b: [mel, scc], a: [nv]}\nmalignant_classes: [b]\nlabels: {naevus: nv}")
+    resolved = resolve(PrepareSettings, "prepare", ["--catalog", "csv", "--source", "a", "--output", "b", "--config", path])
+    assert list(resolved.classes) == ["b", "a"]
+    assert resolved.classes["b"] == ("mel", "scc")
+    assert resolved.labels == {"naevus": "nv"}

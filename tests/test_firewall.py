@@ -55,6 +55,16 @@ def test_other_photos_with_the_same_patient_numbers_in_another_data_set_are_fine
     assert check_no_overlap(bundle, others, "test", allowed=False) == {}
 
 
+def test_training_data_that_has_grown_is_still_checked(
+    bundle: Bundle, resplit: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bundle.metadata["dataset"], "sha256", "of a smaller data set")
+    with pytest.raises(LeakError):
+        check_no_overlap(bundle, resplit, "test", allowed=False)
+    monkeypatch.setitem(bundle.metadata["dataset"], "settings", {"another": "data set"})
+    assert check_no_overlap(bundle, resplit, "test", allowed=False) is None
+
+
 def test_training_data_that_is_gone_cannot_be_checked(
     bundle: Bundle, resplit: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

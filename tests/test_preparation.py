@@ -94,7 +94,7 @@ def test_photos_that_cannot_be_decoded_are_left_out_and_listed(ray_cluster: None
 
 def test_a_data_set_with_other_settings_is_not_touched(prepared: PreparedDataset, drawn_photos: Path) -> None:
     before = storage.read_bytes(storage.join(prepared.uri, storage.MANIFEST_NAME))
-    with pytest.raises(OutputExistsError, match="other settings: choose another --output"):
+    with pytest.raises(OutputExistsError, match=r"other settings \(seed\): choose another --output"):
         prepare_dataset(settings_for(drawn_photos, Path(prepared.uri), seed=5))
     assert storage.read_bytes(storage.join(prepared.uri, storage.MANIFEST_NAME)) == before
 
@@ -209,6 +209,47 @@ def test_a_new_output_keeps_every_photo_where_the_previous_data_set_had_it(ray_c
     assert {image_id: later[image_id] for image_id in placed if image_id != gone} == {
         image_id: place for image_id, place in placed.items() if image_id != gone
     }
+
+
+def test_photos_that_were_renamed_keep_their_side(ray_cluster: None, some_jpegs: list[bytes], tmp_path: Path) -> None:
+    def source(name: str, first: int) -> Path:
+        photos = {f"{'mel' if number % 2 else 'nv'}/{number + first:03d}.jpg": data for number, data in enumerate(some_jpegs)}
+        return folders(tmp_path / name, photos)
+
+    def by_content(dataset: PreparedDataset) -> dict[str, str]:
+        rows = all_rows(dataset)
+        return dict(zip(rows["image_sha256"], rows["split"], strict=True))
+
+    first = prepare_dataset(settings_for(source("one", 0), tmp_path / "first", catalog="folders"))
+    again = settings_for(source("two", 1), tmp_path / "second", catalog="folders", previous=first.uri)
+    assert by_content(prepare_dataset(again)) == by_content(first)
+
+
+def test_a_broken_photo_that_is_added_is_said(ray_cluster: None, growing: Path) -> None:
+    settings = settings_for(growing / "photos", growing / "out")
+    prepare_dataset(settings)
+    grow(growing)
+    for path in (growing / "photos" / "images").iterdir():
+        if path.stem in set(pd.read_csv(growing / "all.csv")["image_id"].iloc[::6]):
+            path.write_bytes(b"")
+    dataset = prepare_dataset(settings)
+    assert (dataset.manifest.rows, dataset.manifest.rejected_rows) == (100, 20)
+    assert len(storage.read_json(str(growing / "out" / REJECTED_NAME))) == 20
+    assert [path.name for path in (growing / "out").glob("_photos-*")] == [dataset.manifest.photos_path]
+    assert prepare_dataset(settings).sha256 == dataset.sha256
+
+
+def test_what_the_catalog_alone_can_tell_is_told_before_anything_is_written(
+    ray_cluster: None, some_jpegs: list[bytes], tmp_path: Path
+) -> None:
+    source = folders(
+        tmp_path / "in", {f"{'mel' if number % 2 else 'nv'}/{number}.jpg": data for number, data in enumerate(some_jpegs)}
+    )
+    with pytest.raises(CatalogError, match="came without a split"):
+        prepare_dataset(settings_for(source, tmp_path / "out", catalog="folders", keep_split=True))
+    with pytest.raises(DatasetError, match="run skinray prepare first"):
+        prepare_dataset(settings_for(source, tmp_path / "out", catalog="folders", previous=str(tmp_path / "nothing")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_photo_that_changed_is_not_prepared_over(ray_cluster: None, growing: Path) -> None:

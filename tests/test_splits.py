@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skinray.errors import CatalogError
-from skinray.splits import Placement, SplitRule, assign_splits, check_filled, divided_groups, group_of, group_photos, keep_splits
+from skinray.splits import (
+    Placement,
+    SplitRule,
+    assign_splits,
+    check_filled,
+    divided_groups,
+    group_of,
+    group_photos,
+    keep_splits,
+    lesion_names,
+)
 
 Photos = list[tuple[str, str]]  # label and group of each photo
 RULE = SplitRule(validation_fraction=0.1, test_fraction=0.2, folds=5, seed=0)
@@ -41,7 +51,7 @@ rules = st.builds(
 def split(photos: Photos, rule: SplitRule, placed: list[Placement | None] | None = None) -> tuple[list[str], list[int | None]]:
     groups = [group for _, group in photos]
     splits, folds = assign_splits([label for label, _ in photos], groups, rule, placed)
-    check_filled(splits, groups)
+    check_filled(splits, folds, groups, rule, kept=False)
     return splits, folds
 
 
@@ -58,7 +68,7 @@ def test_no_group_is_divided_and_only_test_has_no_fold(photos: Photos, rule: Spl
         assert divided_groups(groups, splits) == []
         assert set(splits) == {"train", "validation", "test"}
         assert all((fold is None) == (side == "test") for side, fold in zip(splits, folds, strict=True))
-        assert {fold for fold in folds if fold is not None} <= set(range(rule.folds))
+        assert {fold for fold in folds if fold is not None} == set(range(rule.folds))
         return
     assert f"{len(photos)} photos in {len(set(groups))} groups are too few" in message
 
@@ -159,7 +169,7 @@ def test_photos_placed_on_two_sides_stay_there() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_groups_are_an_error(count: int) -> None:
-    with pytest.raises(CatalogError, match=f"{count} photos in {count} groups are too few"):
+    with pytest.raises(CatalogError, match=f"{count} photos in {count} groups are too few for a"):
         split([("nv", f"lesion:{number}") for number in range(count)], RULE)
 
 
@@ -204,8 +214,9 @@ def test_no_group_is_smaller_than_what_it_must_hold_together(data: st.DataObject
     position = st.integers(0, count - 1)
     pairs = data.draw(st.lists(st.tuples(position, position), max_size=10))
     groups = group_photos([f"i{n}" for n in range(count)], patients, lesion_ids, np.array(pairs, np.int64).reshape(-1, 2))
+    lesion_of = lesion_names(lesion_ids, patients)
     for one, other in [*pairs, *product(range(count), repeat=2)]:
-        same = (one, other) in pairs or (patients[one] or 0) == patients[other] or (lesion_ids[one] or 0) == lesion_ids[other]
+        same = (one, other) in pairs or (patients[one] or 0) == patients[other] or (lesion_of[one] or 0) == lesion_of[other]
         assert not same or groups[one] == groups[other]
     alone = [n for n in range(count) if not patients[n] and not lesion_ids[n] and all(n not in pair for pair in pairs)]
     assert all(groups[n] == f"image:i{n}" and groups.count(groups[n]) == 1 for n in alone)
@@ -227,6 +238,48 @@ def test_a_validation_that_came_is_kept_too() -> None:
     splits, folds = keep_splits(given, ["nv"] * 4, ["a", "b", "c", "d"], RULE)
     assert splits == given
     assert [fold is None for fold in folds] == [False, False, True, False]
+
+
+def test_new_photos_do_not_move_what_was_taken_from_train_for_validation() -> None:
+    first = ["train"] * 40 + ["test"] * 10
+    groups = [f"image:{number}" for number in range(60)]
+    splits, folds = keep_splits(first, ["nv"] * 50, groups[:50], RULE)
+    placed: list[Placement | None] = [*zip(splits, folds, strict=True), *[None] * 10]
+    given = [*first, *["validation"] * 5, *["train"] * 5]  # what came later has a validation of its own
+    later, later_folds = keep_splits(given, ["nv"] * 60, groups, RULE, placed)
+    assert (later[:50], later_folds[:50]) == (splits, folds)
+    assert later[50:55] == ["validation"] * 5
+    assert set(later[55:]) <= {"train", "validation"}
+
+
+@pytest.mark.parametrize("absent", ["train", "validation", "test"])
+def test_a_split_that_came_without_a_part_says_so(absent: str) -> None:
+    given = [side for side in ("train", "validation", "test") for _ in range(8) if side != absent]
+    groups = [f"image:{number}" for number in range(len(given))]
+    splits, folds = keep_splits(given, ["nv"] * len(given), groups, SplitRule(0.001, 0.2, 2, 0))
+    with pytest.raises(CatalogError, match=f"--keep-split: the split that came with the data has no {absent} photos"):
+        check_filled(splits, folds, groups, RULE, kept=True)
+
+
+def test_many_small_classes_fill_all_folds_alike() -> None:
+    labels, groups = zip(*((f"class{number // 4}", f"lesion:{number}") for number in range(9 * 4)), strict=True)
+    _, folds = assign_splits(labels, groups, RULE)
+    counts = Counter(fold for fold in folds if fold is not None)
+    assert set(counts) == set(range(5))
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_too_few_groups_for_the_folds_are_an_error() -> None:
+    with pytest.raises(CatalogError, match=r"12 photos in 12 groups are too few for 20 folds, only \d+ would have any"):
+        split([("nv", f"lesion:{number}") for number in range(12)], SplitRule(0.1, 0.2, 20, 0))
+
+
+def test_lesion_numbers_that_start_anew_with_each_patient_do_not_join_patients() -> None:
+    patients = ["P1", "P1", "P2", "P2", None]
+    groups = group_photos([*"abcde"], patients, ["1", "2", "1", "2", "9"], np.empty((0, 2), np.int64))
+    assert groups == ["patient:P1"] * 2 + ["patient:P2"] * 2 + ["lesion:9"]
+    assert lesion_names(["1", "1", None], ["P1", "P2", "P1"]) == ["1 of P1", "1 of P2", None]
+    assert lesion_names(["L", "L"], ["P1", None]) == ["L", "L"]  # one photo of the lesion does not name its patient
 
 
 def test_a_leak_in_a_split_that_came_is_kept_to_be_found() -> None:
