@@ -29,9 +29,9 @@ from skinray.config import (
     ServeSettings,
     TrainSettings,
     VerbSettings,
-    resolve,
 )
 from skinray.errors import ConfigError, SkinrayError
+from skinray.flags import resolve
 from skinray.telemetry import say
 
 LIMIT_PASSED = 3

@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from skinray.cli import VERBS
-from skinray.config import ScoreSettings, TrainSettings, VerbSettings, resolve
+from skinray.config import ScoreSettings, TrainSettings, VerbSettings
 from skinray.errors import ConfigError
+from skinray.flags import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "cluster"

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from skinray.cli import VERBS
-from skinray.config import PrepareSettings, ScoreSettings, TrainSettings, VerbSettings, resolve
+from skinray.config import PrepareSettings, ScoreSettings, TrainSettings, VerbSettings
 from skinray.errors import ConfigError
+from skinray.flags import resolve
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
 TRAIN = ("--data", "shards", "--output", "run")
