@@ -215,8 +215,9 @@ def _train_step(
     local_replicas = max(1, settings.gpus_per_worker)
 
     def replica_step(pixels: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        photos = augment(pixels, tf.stack([settings.seed, step, replica]))
+        context = tf.distribute.get_replica_context()
+        seed = tf.stack([settings.seed, step])
+        photos = augment(pixels, seed, context.replica_id_in_sync_group, context.num_replicas_in_sync)
         with tf.GradientTape() as tape:
             logits = model(photos, training=True)
             losses = loss_of(tf.one_hot(labels, len(plan.classes), dtype=logits.dtype), logits)

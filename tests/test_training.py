@@ -12,7 +12,7 @@ import pytest
 
 from skinray import storage
 from skinray.bundle import load_bundle
-from skinray.config import ModelSettings, TrainSettings
+from skinray.config import AugmentationSettings, ModelSettings, TrainSettings
 from skinray.errors import ConfigError, DatasetError, OutputExistsError
 from skinray.shards import PreparedDataset
 from skinray.training import TrainedModel, run_identity, train
@@ -35,7 +35,8 @@ def test_one_worker_and_two_reach_the_same_weights(prepared: PreparedDataset, tm
     def run(num_workers: int, **changes: Any) -> dict[str, Any]:
         name = f"{num_workers}-{len(changes)}"
         # In float64, because rounding in float32 grows from step to step and would hide an error of the method.
-        settings = toy_settings(prepared.uri, tmp_path / name, num_workers=num_workers, precision="float64", **changes)
+        same = {"num_workers": num_workers, "precision": "float64", "augmentation": AugmentationSettings()}
+        settings = toy_settings(prepared.uri, tmp_path / name, **same, **changes)
         return weights_of(train(settings))
 
     one, two = run(1), run(2)
