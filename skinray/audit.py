@@ -162,6 +162,7 @@ class _Photos:
     patient_ids: list[str | None]
 
     def facts(self, rows: Iterable[int]) -> tuple[PhotoFact, ...]:
+        """What is known of some rows."""
         return tuple(
             PhotoFact(
                 image_id=self.image_ids[row],

@@ -226,6 +226,7 @@ class _Before:
 
     @staticmethod
     def of(known: pd.DataFrame | None, settings: PrepareSettings) -> "_Before":
+        """The places in `known`, else in the data set of --previous, else none."""
         if known is None and settings.previous is None:
             return _Before({}, {}, {})
         if known is None:
