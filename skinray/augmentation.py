@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from skinray.config import AugmentationSettings
+from skinray.training_config import AugmentationSettings
 
 
 class Augmentation:

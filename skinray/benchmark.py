@@ -29,13 +29,14 @@ from skinray import storage
 from skinray.benchmark_prepare import benchmark_prepare
 from skinray.benchmark_prepare import table as prepare_table
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
-from skinray.config import BenchmarkSettings, ClassifySettings, ModelSettings
+from skinray.config import BenchmarkSettings, ClassifySettings
 from skinray.errors import StorageError
 from skinray.images import Preprocessing, decode_photo
 from skinray.photos import list_photos
 from skinray.scoring import write_predictions
 from skinray.synthetic import draw_dataset
 from skinray.telemetry import say
+from skinray.training_config import ModelSettings
 
 _MOST_DRAWN = 1000
 

@@ -27,12 +27,12 @@ from skinray.config import (
     PrepareSettings,
     ScoreSettings,
     ServeSettings,
-    TrainSettings,
     VerbSettings,
 )
 from skinray.errors import ConfigError, SkinrayError
 from skinray.flags import resolve
 from skinray.telemetry import say
+from skinray.training_config import TrainSettings
 
 LIMIT_PASSED = 3
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from skinray.images import Preprocessing
 from skinray.taxonomy import TargetName
 
 CatalogName = Literal["ham10000", "isic2019", "isic2020", "isic", "folders", "csv", "synthetic"]
@@ -136,87 +135,6 @@ class AuditSettings(CatalogSettings):
     """Folder or s3:// prefix of audit.json and audit.html; must not exist."""
     catalog: CatalogName | None = None
     """Layout of the data where it is not prepared; see skinray prepare --help."""
-
-
-class ModelSettings(Settings):
-    """Which network, and where its weights come from."""
-
-    name: ModelName = "resnet50"
-    """Network: resnet50, vgg16, mobilenet, cnn_sequential or cnn_functional."""
-    weights: str | None = None
-    """Backbone weights: none, imagenet (downloaded by Keras), or a local or s3:// .weights.h5 file."""
-    mobilenet_alpha: float = Field(1.0, gt=0, le=1)
-    """Width multiplier of MobileNet; ImageNet weights exist for 0.25, 0.5, 0.75 and 1.0."""
-    dropout: float = Field(0.2, ge=0, lt=1)
-    """Share of the features dropped before the last layer while training."""
-
-
-class AugmentationSettings(Settings):
-    """Random changes to training photos, made in the graph."""
-
-    flip: bool = True
-    """Mirror left-right and up-down: a lesion has no upright."""
-    rotation_turns: float = Field(0.5, ge=0, le=0.5)
-    """Largest rotation in turns of 360 degrees, either way."""
-    zoom: float = Field(0.1, ge=0, lt=1)
-    """Largest zoom in or out, as a share of the size."""
-    brightness: float = Field(0.1, ge=0, le=1)
-    """Largest change of brightness, as a share of the range."""
-    contrast: float = Field(0.2, ge=0, lt=1)
-    """Largest change of contrast, as a share."""
-
-
-class TrainSettings(VerbSettings):
-    """Trains a classifier on prepared shards and writes a bundle."""
-
-    data: str
-    """Folder or s3:// prefix that `skinray prepare` wrote."""
-    allow_leaks: bool = False
-    """Train although photos leak between the splits; the bundle and its card will say so."""
-    output: str
-    """Folder or s3:// prefix of the run: bundle/, checkpoints/, history.jsonl. The same one resumes a killed run."""
-    model: ModelSettings = ModelSettings()
-    preprocessing: Preprocessing = Preprocessing()
-    augmentation: AugmentationSettings = AugmentationSettings()
-    num_workers: int = Field(2, ge=1)
-    """Processes that train together, one gradient for all of them."""
-    cpus_per_worker: int = Field(1, ge=1)
-    """CPU cores of each worker; TensorFlow uses as many threads."""
-    gpus_per_worker: int = Field(0, ge=0)
-    """GPUs of each worker."""
-    epochs: int = Field(10, ge=1)
-    """Passes over the training photos."""
-    steps_per_epoch: int | None = Field(None, ge=1)
-    """Stop each epoch after this many steps; none takes every photo once."""
-    global_batch_size: int = Field(32, ge=1)
-    """Photos in one step over all workers; a multiple of the number of workers (times GPUs)."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with momentum 0.9."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Peak learning rate, after warm-up and before the cosine decay to zero."""
-    warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of all steps in which the learning rate rises from zero."""
-    weight_decay: float = Field(1e-4, ge=0)
-    """Decoupled weight decay."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of each target spread evenly over all classes."""
-    class_weights: bool = True
-    """Weigh each class's loss by the inverse of its frequency."""
-    precision: Literal["float32", "float64"] = "float32"
-    """float32, or float64 to prove that the number of workers changes nothing: in float32, rounding grows step by step."""
-    seed: int = 0
-    """Seed of weights, order and augmentation."""
-    max_failures: int = Field(2, ge=0)
-    """How often a lost worker is replaced, from the last checkpoint, before the run is given up."""
-    collective_timeout_s: int = Field(600, ge=10)
-    """Seconds after which waiting for a lost peer becomes an error instead of a hang."""
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> "TrainSettings":
-        replicas = self.num_workers * max(1, self.gpus_per_worker)
-        if self.global_batch_size % replicas:
-            raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of {replicas} replicas")
-        return self
 
 
 class ClassifySettings(VerbSettings):

@@ -17,15 +17,7 @@ import numpy as np
 import pandas as pd
 
 from skinray import storage
-from skinray.config import (
-    DemoSettings,
-    EvaluateSettings,
-    ModelSettings,
-    PrepareSettings,
-    ScoreSettings,
-    ServeSettings,
-    TrainSettings,
-)
+from skinray.config import DemoSettings, EvaluateSettings, PrepareSettings, ScoreSettings, ServeSettings
 from skinray.errors import ConfigError, OutputExistsError, SkinrayError
 from skinray.evaluation import evaluate
 from skinray.images import Preprocessing
@@ -36,6 +28,7 @@ from skinray.serving import start_serving, stop_serving
 from skinray.synthetic import BROKEN_KINDS, break_file, draw_dataset
 from skinray.telemetry import say
 from skinray.training import TrainedModel, train
+from skinray.training_config import ModelSettings, TrainSettings
 
 ARCHIVE_PHOTOS = 1000
 BROKEN_FILES = 20

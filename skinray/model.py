@@ -14,8 +14,9 @@ from typing import Any
 import keras
 
 from skinray import storage
-from skinray.config import ModelName, ModelSettings
+from skinray.config import ModelName
 from skinray.errors import ConfigError
+from skinray.training_config import ModelSettings
 
 LOGITS_LAYER = "logits"
 

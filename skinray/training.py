@@ -29,7 +29,6 @@ from ray.util.queue import Queue
 import skinray
 from skinray import storage
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints, save_bundle
-from skinray.config import TrainSettings
 from skinray.errors import ConfigError, DatasetError, TrainingError
 from skinray.firewall import check_no_leaks
 from skinray.metrics import binary_figures, threshold_for_sensitivity, threshold_youden
@@ -37,6 +36,7 @@ from skinray.photos import cache_photos, list_shards
 from skinray.reports import training_card
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
+from skinray.training_config import STEERING, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,7 @@ def train(settings: TrainSettings) -> TrainedModel:
 
 def run_identity(settings: TrainSettings, dataset: PreparedDataset) -> dict[str, Any]:
     """What makes two runs the same run: the settings that change the result, and the data."""
-    recorded = settings.recorded()
-    for steering in ("output", "max_failures", "collective_timeout_s"):
-        recorded.pop(steering)
+    recorded = {name: value for name, value in settings.recorded().items() if name not in STEERING}
     return {"settings": recorded, "dataset_sha256": dataset.sha256}
 
 
@@ -163,7 +161,9 @@ def _fit(settings: TrainSettings, dataset: PreparedDataset, initial_weights: lis
         settings=settings,
         classes=manifest.classes,
         malignant=tuple(manifest.classes.index(code) for code in manifest.malignant),
-        class_weight=tuple(manifest.class_weights[code] if settings.class_weights else 1.0 for code in manifest.classes),
+        class_weight=tuple(
+            manifest.class_weights[code] if settings.balance == "class_weights" else 1.0 for code in manifest.classes
+        ),
         train=cache_photos(list_shards(dataset, ("train",)), settings.preprocessing, "decode train"),
         validation=cache_photos(list_shards(dataset, ("validation",)), settings.preprocessing, "decode validation"),
         initial_weights=ray.put(initial_weights),

@@ -27,11 +27,11 @@ import tensorflow as tf
 
 from skinray.augmentation import Augmentation
 from skinray.classifier import use_threads
-from skinray.config import TrainSettings
 from skinray.feed import WINDOW_ROWS, epoch_order, prefetched, worker_batches
 from skinray.metrics import roc_auc
 from skinray.model import build_model
 from skinray.photos import CachedPhotos, CachedReader
+from skinray.training_config import TrainSettings
 from skinray.watchdog import Watchdog, abort_collectives
 
 WEIGHTS, OPTIMIZER, BEST, STATE = "model.weights.h5", "optimizer.npz", "best.npz", "state.json"
@@ -62,6 +62,11 @@ class WorkerPlan:
     validation: CachedPhotos
     initial_weights: "ray.ObjectRef[Any]"
     report: Any
+
+    @property
+    def precision(self) -> str:
+        """What all computing is done in."""
+        return "float32" if self.settings.precision == "auto" else self.settings.precision
 
     @property
     def steps_per_epoch(self) -> int:
@@ -122,7 +127,7 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     watchdog = Watchdog(settings.collective_timeout_s, abort_collectives)
-    keras.config.set_dtype_policy(settings.precision)
+    keras.config.set_dtype_policy(plan.precision)
     with strategy.scope():
         keras.utils.set_random_seed(settings.seed)
         model = build_model(settings.model, settings.preprocessing.image_size_px, len(plan.classes))
@@ -211,7 +216,7 @@ def _train_step(
     with strategy.scope():
         augment = Augmentation(settings.augmentation)
     loss_of = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing, reduction=None)
-    class_weight = tf.constant(plan.class_weight, settings.precision)
+    class_weight = tf.constant(plan.class_weight, plan.precision)
     local_replicas = max(1, settings.gpus_per_worker)
 
     def replica_step(pixels: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:

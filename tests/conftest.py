@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from skinray.config import TrainSettings
     from skinray.shards import PreparedDataset
     from skinray.training import TrainedModel
+    from skinray.training_config import TrainSettings
 
 
 @pytest.fixture(scope="session")
@@ -118,8 +118,8 @@ def prepared(ray_cluster: None, drawn_photos: Path, tmp_path_factory: pytest.Tem
 
 def toy_settings(data: str, output: Path, **changes: Any) -> "TrainSettings":
     """Settings of a training run that takes seconds: the sequential CNN on photos of 48 pixels."""
-    from skinray.config import AugmentationSettings, ModelSettings, TrainSettings
     from skinray.images import Preprocessing
+    from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings
 
     return TrainSettings(
         **{

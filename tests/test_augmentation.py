@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from skinray.config import AugmentationSettings
+from skinray.training_config import AugmentationSettings
 
 OFF = {"flip": False, "rotation_turns": 0.0, "zoom": 0.0, "brightness": 0.0, "contrast": 0.0}
 

@@ -9,9 +9,9 @@ import pytest
 
 from skinray import storage
 from skinray.bundle import CHECKSUMS, FILES, Labels, OperatingPoint, OperatingPoints, bundle_exists, load_bundle, save_bundle
-from skinray.config import ModelSettings
 from skinray.errors import BundleError, StorageError
 from skinray.images import Preprocessing
+from skinray.training_config import ModelSettings
 
 LABELS = Labels(codes=("benign", "malignant"), malignant=("malignant",))
 POINTS = OperatingPoints(

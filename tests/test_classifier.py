@@ -11,8 +11,8 @@ from PIL import Image
 
 from skinray.bundle import Bundle, Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
 from skinray.classifier import Classifier, use_threads
-from skinray.config import ModelSettings
 from skinray.images import Preprocessing, decode_photo
+from skinray.training_config import ModelSettings
 
 if TYPE_CHECKING:
     import keras

@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 from skinray.cli import VERBS
-from skinray.config import ScoreSettings, TrainSettings, VerbSettings
+from skinray.config import ScoreSettings, VerbSettings
 from skinray.errors import ConfigError
 from skinray.flags import resolve
+from skinray.training_config import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "cluster"

@@ -16,8 +16,9 @@ def test_the_demo_makes_all_that_its_table_says(ray_cluster: None, tmp_path: Pat
     output = tmp_path / "demo"
     assert main(["demo", "--output", str(output), "--photos", "700"]) == 0
     captured = capsys.readouterr()
-    table = [line.split()[0] for line in captured.out.splitlines() if line and not line.startswith(" ")]
-    assert [name for name in table if name in captured.err] == ["draw", "prepare", "train", "evaluate", "score", "serve"]
+    stages = ["draw", "prepare", "train", "evaluate", "score", "serve"]
+    assert [line.split()[0] for line in captured.out.splitlines() if line.split()[:1] and line.split()[0] in stages] == stages
+    assert [line[4:] for line in captured.err.splitlines() if line.startswith("--- ")] == stages
     assert "not a medical device" in captured.out
     assert captured.err.count("epoch ") >= 15, "a line an epoch"
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from skinray.config import ModelName, ModelSettings
+from skinray.config import ModelName
 from skinray.errors import ConfigError, StorageError
 from skinray.model import build_model, load_backbone_weights, with_probabilities
+from skinray.training_config import ModelSettings
 
 if TYPE_CHECKING:
     import keras

@@ -12,10 +12,10 @@ import pytest
 
 from skinray import storage
 from skinray.bundle import load_bundle
-from skinray.config import AugmentationSettings, ModelSettings, TrainSettings
 from skinray.errors import ConfigError, DatasetError, OutputExistsError
 from skinray.shards import PreparedDataset
 from skinray.training import TrainedModel, run_identity, train
+from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings
 from tests.conftest import toy_settings
 
 pytestmark = pytest.mark.ray
