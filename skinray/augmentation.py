@@ -4,12 +4,15 @@ What is drawn for a photo depends on the run's seed, the step and the photo's pl
 that a restart would lose, and not on how many workers share the batch.
 """
 
+import functools
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from skinray.training_config import AugmentationSettings
+
+_LEVELS = (0.0, 255.0)
 
 
 class Augmentation:
@@ -20,7 +23,7 @@ class Augmentation:
     """
 
     def __init__(self, settings: AugmentationSettings) -> None:
-        levels = (0.0, 255.0)
+        self._settings = settings
         self._layers: list[Any] = []
         if settings.flip:
             # Not "horizontal_and_vertical", which draws once for both: it turns photos by 180 degrees and never mirrors them.
@@ -30,9 +33,9 @@ class Augmentation:
         if settings.zoom:
             self._layers.append(keras.layers.RandomZoom(settings.zoom, fill_mode="reflect"))
         if settings.brightness:
-            self._layers.append(keras.layers.RandomBrightness(settings.brightness, value_range=levels))
+            self._layers.append(keras.layers.RandomBrightness(settings.brightness, value_range=_LEVELS))
         if settings.contrast:
-            self._layers.append(keras.layers.RandomContrast(settings.contrast, value_range=levels))
+            self._layers.append(keras.layers.RandomContrast(settings.contrast, value_range=_LEVELS))
 
     def __call__(self, pixels: tf.Tensor, seed: tf.Tensor, replica: tf.Tensor | int = 0, replicas: int = 1) -> tf.Tensor:
         """Changes one replica's share of a global batch.
@@ -46,7 +49,8 @@ class Augmentation:
         Returns:
             float32 [N, size, size, 3], 0 to 255; the input itself when nothing is switched on.
         """
-        if not self._layers:
+        settings = self._settings
+        if not (self._layers or settings.saturation or settings.colour_cast or settings.vignette):
             return pixels
         photos = tf.cast(pixels, tf.float32)
         share = int(photos.shape[0])
@@ -63,7 +67,46 @@ class Augmentation:
             drawn = layer.get_random_transformation(whole, training=True, seed=draws)
             transformation = {name: own(value) for name, value in drawn.items()}
             photos = layer.transform_images(photos, transformation, training=True)
+        uniform = functools.partial(_own_uniform, draws, share * replicas, replica * share, share)
+        if settings.saturation:
+            photos = _saturated(photos, uniform([1, 1, 1], 1 - settings.saturation, 1 + settings.saturation))
+        if settings.colour_cast:
+            photos = tf.clip_by_value(photos * uniform([1, 1, 3], 1 - settings.colour_cast, 1 + settings.colour_cast), *_LEVELS)
+        if settings.vignette:
+            photos *= _vignettes(int(photos.shape[1]), uniform([6], 0.0, 1.0), settings.vignette)
         return photos
+
+
+def _own_uniform(draws: "_Draws", whole: int, first: Any, share: int, shape: list[int], low: float, high: float) -> tf.Tensor:
+    """Uniform numbers for every photo of the global batch, of which a replica takes its own: float32 [share, *shape]."""
+    drawn = tf.random.stateless_uniform([whole, *shape], draws.next(), low, high)
+    return drawn[first : first + share]
+
+
+def _saturated(photos: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
+    """Moves every pixel away from its own grey (above 1) or towards it (below); the grey is Rec. 601's luma."""
+    grey = tf.tensordot(photos, tf.constant([0.299, 0.587, 0.114]), axes=1)[..., tf.newaxis]
+    return tf.clip_by_value(grey + (photos - grey) * strength, *_LEVELS)
+
+
+def _vignettes(size: int, drawn: tf.Tensor, probability: float) -> tf.Tensor:
+    """What a dermatoscope's round field of view leaves of the light, float32 [N, size, size, 1], 0 to 1.
+
+    Args:
+        size: Side in pixels.
+        drawn: float32 [N, 6], 0 to 1: whether there is one, radius, two of the centre, softness, darkness.
+        probability: Share of photos that get one.
+    """
+    present, radius, across, down, softness, darkness = (drawn[:, number, tf.newaxis, tf.newaxis] for number in range(6))
+    places = tf.linspace(-1.0, 1.0, size)
+    # The circle cuts the corners and hardly the middle: 1.41 is the corners' distance, 1 the sides'.
+    distance = tf.sqrt(
+        (places[tf.newaxis, tf.newaxis, :] - 0.2 * (across - 0.5)) ** 2 + (places[:, tf.newaxis] - 0.2 * (down - 0.5)) ** 2
+    )
+    edge = 0.02 + 0.3 * softness
+    inside = tf.clip_by_value((0.9 + 0.4 * radius - distance) / edge + 1.0, 0.0, 1.0)
+    light = 1.0 - (1.0 - inside) * (0.5 + 0.5 * darkness)
+    return tf.where(present < probability, light, 1.0)[..., tf.newaxis]
 
 
 class _Draws(keras.random.SeedGenerator):  # type: ignore[misc]  # keras has no types

@@ -1,10 +1,11 @@
 """The model artifact: a folder that holds everything a prediction depends on, verified whenever it is loaded.
 
-    model.keras            uint8 [N, size, size, 3] -> float32 [N, C]; normalisation inside
+    model.keras            uint8 [N, size, size, 3] -> float32 [N, C]; normalisation inside. Some take a second input:
+                           float32 [N, CLINICAL_WIDTH], age, sex and site as `skinray.clinical` encodes them
     preprocessing.json     how a photo becomes that input
     labels.json            class codes in the order of the outputs, and which are malignant
     operating_points.json  thresholds on the malignancy score, with what they gave where they were chosen
-    metadata.json          intended use, data, metrics, versions, settings
+    metadata.json          intended use, data, metrics, versions, settings; "clinical", the encoding of the second input
     README.md              the model card
     checksums.json         SHA-256 of every file above; `model_id` is its short hash
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skinray import storage
+from skinray.clinical import clinical_metadata
 from skinray.errors import BundleError, StorageError
 from skinray.images import Preprocessing
 
@@ -100,15 +102,34 @@ class Bundle:
     operating_points: OperatingPoints
     metadata: Mapping[str, Any]
 
+    @property
+    def takes_clinical(self) -> bool:
+        """True when the model looks at age, sex and site too."""
+        return self.metadata.get("clinical") is not None
+
     def load_model(self) -> "keras.Model":
-        """The Keras model: uint8 [N, size, size, 3] -> float32 [N, C], not compiled for training."""
+        """The Keras model: uint8 [N, size, size, 3] -> float32 [N, C], not compiled for training.
+
+        One that `takes_clinical` takes a list: the photos, and float32 [N, CLINICAL_WIDTH].
+
+        Raises:
+            BundleError: Keras cannot load it, or its inputs are not what the metadata say.
+        """
         import keras
 
         try:
-            return keras.saving.load_model(self.folder / "model.keras", compile=False, safe_mode=True)
+            model = keras.saving.load_model(self.folder / "model.keras", compile=False, safe_mode=True)
         except (ValueError, OSError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"bundle {self.uri}: model.keras cannot be loaded: {reason}") from error
+        if len(model.inputs) != 1 + self.takes_clinical:
+            inputs = " and ".join(one.name for one in model.inputs)
+            states = "states" if self.takes_clinical else "does not state"
+            raise BundleError(
+                f"bundle {self.uri}: the model takes {inputs}, and metadata.json {states} how age, sex and site are encoded "
+                "for it; train it again"
+            )
+        return model
 
 
 def save_bundle(
@@ -124,23 +145,24 @@ def save_bundle(
 
     Args:
         uri: Folder or prefix to write.
-        model: uint8 [N, size, size, 3] -> float32 probabilities [N, C].
+        model: uint8 [N, size, size, 3] -> float32 probabilities [N, C]; with a second input, that of `skinray.clinical`.
         preprocessing: How a photo becomes that input.
         labels: What the outputs mean.
         operating_points: Thresholds on the malignancy score.
-        metadata: JSON values.
+        metadata: JSON values; "clinical" is added for a model with a second input.
         card: The model card, Markdown.
 
     Returns:
         The model_id.
     """
+    clinical = {"clinical": clinical_metadata()} if len(model.inputs) > 1 else {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model.save(folder / "model.keras")
         _write_json(folder / "preprocessing.json", preprocessing.model_dump(mode="json"))
         _write_json(folder / "labels.json", labels.model_dump(mode="json"))
         _write_json(folder / "operating_points.json", operating_points.model_dump(mode="json"))
-        _write_json(folder / "metadata.json", {"schema_version": SCHEMA_VERSION, **metadata})
+        _write_json(folder / "metadata.json", {"schema_version": SCHEMA_VERSION, **metadata, **clinical})
         (folder / "README.md").write_text(card, encoding="utf-8")
         checksums = {name: _sha256(folder / name) for name in FILES}
         storage.upload_folder(folder, uri)
@@ -157,7 +179,8 @@ def load_bundle(uri: str) -> Bundle:
     """Loads and verifies a bundle; one in an object store is copied to a temporary folder of this process's host.
 
     Raises:
-        BundleError: A file is missing, was changed, or is of another schema version.
+        BundleError: A file is missing, was changed, or is of another schema version; or age, sex and site were encoded
+            otherwise when it was trained.
         StorageError: The bundle cannot be read.
     """
     if not bundle_exists(uri):
@@ -176,6 +199,7 @@ def load_bundle(uri: str) -> Bundle:
             raise BundleError(f"bundle {uri}: {name} was changed since it was written; copy it again from its source")
     try:
         metadata = _Metadata.model_validate_json((folder / "metadata.json").read_bytes()).model_dump(mode="json")
+        _check_encoding(uri, metadata)
         return Bundle(
             uri=storage.normalize(uri),
             folder=folder,
@@ -187,6 +211,17 @@ def load_bundle(uri: str) -> Bundle:
         )
     except ValidationError as error:
         raise BundleError(f"bundle {uri}: {error.title.strip('_')} is of another version: {error.errors()[0]['msg']}") from error
+
+
+def _check_encoding(uri: str, metadata: Mapping[str, Any]) -> None:
+    stored, ours = metadata.get("clinical"), clinical_metadata()
+    if stored is None or stored == ours:
+        return
+    version = stored.get("version") if isinstance(stored, dict) else stored
+    raise BundleError(
+        f"bundle {uri}: it was trained with version {version} of the encoding of age, sex and site, and this skinray has version "
+        f"{ours['version']}: their columns mean something else. Use the skinray that trained it, or train it again"
+    )
 
 
 def _copies_folder(model_id: str) -> Path:

@@ -1,4 +1,4 @@
-"""Bundle + photos -> probabilities: the one predictor that evaluation, scoring and serving share."""
+"""Bundle + photos (+ age, sex and site) -> probabilities: the one predictor that evaluation, scoring and serving share."""
 
 import os
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skinray.bundle import Bundle
+from skinray.clinical import CLINICAL_WIDTH, NO_CLINICAL
 
 
 def use_threads(threads: int) -> None:
@@ -38,26 +39,46 @@ class Classifier:
         size = bundle.preprocessing.image_size_px
         model = bundle.load_model()
         # Any number of rows: one trace serves the last batch of a block and a single photo over HTTP alike.
-        signature = tf.TensorSpec((None, size, size, 3), tf.uint8)
-        traced = tf.function(lambda photos: model(photos, training=False), input_signature=[signature])
+        signature = [tf.TensorSpec((None, size, size, 3), tf.uint8), tf.TensorSpec((None, CLINICAL_WIDTH), tf.float32)]
+        if self.takes_clinical:
+            traced = tf.function(lambda photos, known: model([photos, known], training=False), input_signature=signature)
+        else:
+            traced = tf.function(lambda photos: model(photos, training=False), input_signature=signature[:1])
         # With its variables made constants, grappler folds each BatchNorm into its convolution: a quarter faster for
         # ResNet-50 on a CPU. XLA is as fast there, but was 15 times slower for MobileNet (one reading each, busy machine).
         self._forward: Any = convert_variables_to_constants_v2(traced.get_concrete_function())
-        self._forward(tf.zeros((1, size, size, 3), tf.uint8))  # so that the first photo is not the slow one
+        self.probabilities(np.zeros((1, size, size, 3), np.uint8))  # so that the first photo is not the slow one
 
-    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    @property
+    def takes_clinical(self) -> bool:
+        """True when the model looks at age, sex and site too."""
+        return self.bundle.takes_clinical
+
+    def probabilities(
+        self, pixels: npt.NDArray[np.uint8], clinical: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Classifies photos.
 
         Args:
             pixels: uint8 [N, size, size, 3] RGB, as `skinray.images.decode_photo` makes them; N may be 0.
+            clinical: float32 [N, CLINICAL_WIDTH], as `skinray.clinical.encode_clinical` makes it; None: nothing is known.
+                Has no effect unless the model `takes_clinical`.
 
         Returns:
             float32 [N, C], rows add up to 1, in the order of the bundle's label codes.
+
+        Raises:
+            ValueError: `clinical` has another shape.
         """
         import tensorflow as tf
 
+        inputs: list[npt.NDArray[Any]] = [pixels]
+        if clinical is not None and clinical.shape != (len(pixels), CLINICAL_WIDTH):
+            raise ValueError(f"clinical is {clinical.shape}, not ({len(pixels)}, {CLINICAL_WIDTH}), for {len(pixels)} photos")
+        if self.takes_clinical:
+            inputs.append(np.repeat(NO_CLINICAL, len(pixels), axis=0) if clinical is None else clinical)
         result = np.empty((len(pixels), len(self.bundle.labels.codes)), np.float32)
         for start in range(0, len(pixels), self.batch_size):
-            batch = pixels[start : start + self.batch_size]
-            result[start : start + len(batch)] = self._forward(tf.constant(batch))[0].numpy()
+            batch = slice(start, start + self.batch_size)
+            result[batch] = self._forward(*(tf.constant(part[batch]) for part in inputs))[0].numpy()
         return result

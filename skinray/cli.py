@@ -32,7 +32,7 @@ from skinray.config import (
 from skinray.errors import ConfigError, SkinrayError
 from skinray.flags import resolve
 from skinray.telemetry import say
-from skinray.training_config import TrainSettings
+from skinray.training_config import CrossValidateSettings, SearchSettings, TrainSettings, VerifySettings
 
 LIMIT_PASSED = 3
 
@@ -244,6 +244,69 @@ def _train_dry(settings: TrainSettings) -> list[str]:
     ]
 
 
+def _cross_validate(settings: CrossValidateSettings) -> int:
+    telemetry.import_tensorflow()
+    from skinray.cross_validation import cross_validate
+
+    with ray_session():
+        found = cross_validate(settings)
+    for name, each in found.summary.items():
+        by_fold = " ".join(f"{fold[name]:.3f}" for fold in found.folds)
+        print(f"{name:<18} {each['mean']:.3f}, 95 % interval {each['low']:.3f} to {each['high']:.3f}; by fold {by_fold}")
+    low, high = found.pooled["roc_auc_interval"]
+    print(f"all unseen photos  ROC-AUC {found.pooled['roc_auc']:.3f}, 95 % interval {low:.3f} to {high:.3f} (drawn by lesion)")
+    print(f"model_id           {found.model_id}, the mean of {len(found.folds)} models")
+    print(f"bundle             {found.bundle_uri}")
+    return 0
+
+
+def _cross_validate_dry(settings: CrossValidateSettings) -> list[str]:
+    from skinray.shards import open_dataset
+
+    return [f"{open_dataset(settings.data).manifest.settings['folds']} folds, each:", *_train_dry(settings)]
+
+
+def _search(settings: SearchSettings) -> int:
+    telemetry.import_tensorflow()
+    from skinray.search import search
+
+    with ray_session():
+        found = search(settings)
+    for trial in found.trials:
+        auc = "failed" if trial["validation_auc"] is None else f"{trial['validation_auc']:.4f}"
+        drawn = ", ".join(
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in trial["drawn"].items()
+        )
+        print(f"{trial['name']}  validation AUC {auc} after {trial['epochs']} epochs: {drawn}")
+    print(f"model_id   {found.model_id}")
+    print(f"bundle     {found.bundle_uri}")
+    return 0
+
+
+def _search_dry(settings: SearchSettings) -> list[str]:
+    from skinray.search import parse_draw
+
+    for name, text in settings.space.items():
+        parse_draw(name, text)
+    space = "; ".join(f"{name}: {text}" for name, text in settings.space.items())
+    return [f"{settings.trials} trials over {space}, each:", *_train_dry(settings)]
+
+
+def _verify(settings: VerifySettings) -> int:
+    from skinray.verification import agreement_table, verify_distributed
+
+    with ray_session():
+        agreements = verify_distributed(settings)
+    print(agreement_table(agreements, settings.tolerance))
+    passed = all(each.passes(settings.tolerance) for each in agreements if each.precision == "float64")
+    return 0 if passed else LIMIT_PASSED
+
+
+def _verify_dry(settings: VerifySettings) -> list[str]:
+    workers = ", ".join(str(number) for number in settings.num_workers)
+    return [f"{settings.steps} SGD steps of {settings.global_batch_size} photos with {workers} workers, in float64 and float32"]
+
+
 def _evaluate(settings: EvaluateSettings) -> int:
     from skinray.evaluation import evaluate
 
@@ -348,8 +411,11 @@ VERBS: Mapping[str, Verb] = {
     "prepare": Verb(PrepareSettings, _prepare, _prepare_dry),
     "audit": Verb(AuditSettings, _audit, _audit_dry),
     "train": Verb(TrainSettings, _train, _train_dry),
+    "cross-validate": Verb(CrossValidateSettings, _cross_validate, _cross_validate_dry),
+    "search": Verb(SearchSettings, _search, _search_dry),
     "evaluate": Verb(EvaluateSettings, _evaluate, _evaluate_dry),
     "score": Verb(ScoreSettings, _score, _score_dry),
     "serve": Verb(ServeSettings, _serve, _serve_dry),
     "benchmark": Verb(BenchmarkSettings, _benchmark, _benchmark_dry),
+    "verify": Verb(VerifySettings, _verify, _verify_dry),
 }

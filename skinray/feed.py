@@ -20,32 +20,72 @@ WINDOW_ROWS = 8192
 Item = TypeVar("Item")
 
 
-def epoch_order(block_rows: Sequence[int], seed: int, epoch: int, window_rows: int = WINDOW_ROWS) -> npt.NDArray[np.int64]:
+def blocks_of(rows: npt.NDArray[np.int64], block_rows: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+    """Which of the given rows each block holds.
+
+    Args:
+        rows: Row numbers, ascending; row r of block b has the number sum(block_rows[:b]) + r.
+        block_rows: Number of photos in each block.
+
+    Returns:
+        int64 [rows of the block that were given], a block each.
+    """
+    return np.split(rows, np.searchsorted(rows, np.cumsum(block_rows)[:-1]))
+
+
+def epoch_order(
+    blocks: Sequence[npt.NDArray[np.int64]],
+    seed: int,
+    epoch: int,
+    balanced_by: npt.NDArray[np.int32] | None = None,
+    window_rows: int = WINDOW_ROWS,
+) -> npt.NDArray[np.int64]:
     """The order in which one epoch takes the photos.
 
     Args:
-        block_rows: Number of photos in each block.
+        blocks: The row numbers of each block.
         seed: Of the run.
         epoch: From 0.
+        balanced_by: The class of every row number; given, every class comes as often as the others.
         window_rows: Photos that are shuffled together, at least one block.
 
     Returns:
-        int64 [sum(block_rows)]: every row number exactly once; row r of block b has the number sum(block_rows[:b]) + r.
+        int64 [rows of all blocks]: every row number exactly once; with `balanced_by`, as many, of which rare classes' are
+        repeated and frequent classes' are partly left out, window by window.
     """
     generator = np.random.default_rng((seed, epoch))
-    first = np.concatenate([[0], np.cumsum(block_rows)])
     order: list[npt.NDArray[np.int64]] = []
     window: list[npt.NDArray[np.int64]] = []
-    held = 0
-    for block in generator.permutation(len(block_rows)):
-        window.append(np.arange(first[block], first[block + 1], dtype=np.int64))
-        held += block_rows[block]
-        if held >= window_rows:
-            order.append(generator.permutation(np.concatenate(window)))
-            window, held = [], 0
+
+    def close_window() -> None:
+        rows = np.concatenate(window)
+        if balanced_by is not None:
+            rows = _balanced(rows, balanced_by[rows], generator)
+        order.append(generator.permutation(rows))
+        window.clear()
+
+    for block in generator.permutation(len(blocks)):
+        window.append(blocks[block])
+        if sum(map(len, window)) >= window_rows:
+            close_window()
     if window:
-        order.append(generator.permutation(np.concatenate(window)))
+        close_window()
     return np.concatenate(order) if order else np.empty(0, np.int64)
+
+
+def _balanced(
+    rows: npt.NDArray[np.int64], classes: npt.NDArray[np.int32], generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """As many rows, of every class equally many, give or take one; of a class no row twice more often than another."""
+    present = np.unique(classes)
+    counts = np.full(len(present), len(rows) // max(1, len(present)))
+    counts[generator.permutation(len(present))[: len(rows) - counts.sum()]] += 1
+    drawn = [np.empty(0, np.int64)]
+    for code, count in zip(present, counts, strict=True):
+        mine = rows[classes == code]
+        rounds = -(-count // len(mine))
+        drawn.append(np.concatenate([generator.permutation(mine) for _ in range(rounds)])[:count])
+    return np.concatenate(drawn)
 
 
 def worker_batches(

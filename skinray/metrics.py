@@ -1,10 +1,11 @@
 """Figures of a classifier's quality from labels and scores: numpy and scikit-learn, neither Ray nor TensorFlow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.special
 import sklearn.metrics
 
 
@@ -21,6 +22,27 @@ def roc_auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any
     if positive.all() or not positive.any():
         return float("nan")
     return float(sklearn.metrics.roc_auc_score(positive, scores))
+
+
+def malignancy(logits: npt.NDArray[np.float32], malignant: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """The summed softmax probability of the malignant classes, float64 [N]."""
+    probabilities = scipy.special.softmax(logits.astype(np.float64), axis=1)
+    return np.asarray(probabilities[:, list(malignant)].sum(axis=1))
+
+
+def cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> float:
+    """The mean negative log-likelihood of the labels, in nats."""
+    return -float(scipy.special.log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def balanced_accuracy(labels: npt.NDArray[np.integer[Any]], predicted: npt.NDArray[np.integer[Any]]) -> float:
+    """The mean over the classes that occur of the share of their photos that is recognised, 0 to 1.
+
+    Args:
+        labels: Int [N], the true classes.
+        predicted: Int [N].
+    """
+    return float(np.mean([np.mean(predicted[labels == code] == code) for code in np.unique(labels)]))
 
 
 def binary_figures(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any]], threshold: float) -> dict[str, float]:
@@ -75,3 +97,39 @@ def threshold_youden(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.flo
     """The threshold with the largest sensitivity + specificity - 1 (Youden 1950, doi:10.1002/1097-0142(1950)3:1)."""
     false_positive_rate, true_positive_rate, thresholds = sklearn.metrics.roc_curve(positive, scores)
     return float(thresholds[1:][np.argmax((true_positive_rate - false_positive_rate)[1:])])
+
+
+def clustered_bootstrap(
+    clusters: npt.NDArray[Any],
+    figure: Callable[[npt.NDArray[np.int64]], float],
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """A percentile interval for a figure whose photos are not independent: whole clusters are drawn, not photos.
+
+    Args:
+        clusters: [N], the lesion or patient of each photo.
+        figure: Row numbers int64 [M] -> the figure on these photos; NaN where it has none (left out).
+        samples: How often to draw.
+        confidence: Of the interval.
+        seed: Of the draws.
+
+    Returns:
+        low and high; NaN when no sample had a figure.
+
+    Source: Field and Welsh 2007, "Bootstrapping clustered data"; percentile interval, Efron 1979.
+    """
+    _, member_of = np.unique(clusters, return_inverse=True)
+    order = np.argsort(member_of, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(member_of))[:-1])
+    generator = np.random.default_rng(seed)
+    drawn = [
+        figure(np.concatenate([members[cluster] for cluster in generator.integers(len(members), size=len(members))]))
+        for _ in range(samples)
+    ]
+    known = np.array([value for value in drawn if not np.isnan(value)])
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -1,11 +1,12 @@
-"""The networks: uint8 RGB photos in, one probability a class out.
+"""The networks: uint8 RGB photos in, one probability a class out; `cnn_functional` may take age, sex and site besides.
 
-Each takes photos as `skinray.images` makes them; normalisation is inside, so that a bundle cannot be fed wrongly. All
-BatchNorm layers are synchronized: under several workers, plain ones drift apart in their moving statistics and the
-saved model is then none that was validated. Training works on logits, a bundle holds `with_probabilities` of the same
-layers.
+Each takes photos as `skinray.images` makes them and the rest as `skinray.clinical` does; normalisation is inside, so that a
+bundle cannot be fed wrongly. All BatchNorm layers are synchronized: under several workers, plain ones drift apart in their
+moving statistics and the saved model is then none that was validated. Training works on logits, a bundle holds
+`with_probabilities` of the same layers.
 """
 
+import difflib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import keras
 
 from skinray import storage
+from skinray.clinical import CLINICAL_WIDTH
 from skinray.config import ModelName
 from skinray.errors import ConfigError
 from skinray.training_config import ModelSettings
@@ -25,20 +27,24 @@ def build_model(settings: ModelSettings, image_size_px: int, num_classes: int) -
     """Builds a network with random weights.
 
     Args:
-        settings: Which network.
+        settings: Which network. Its dropout is no layer: training drops features itself, see `split_head`.
         image_size_px: Side of the photos, in pixels.
         num_classes: Classes to tell apart.
 
     Returns:
-        uint8 [N, size, size, 3] -> float32 logits [N, num_classes].
+        uint8 [N, size, size, 3] -> float32 logits [N, num_classes]. With `settings.clinical_input` a list of two goes in:
+        the photos, and float32 [N, CLINICAL_WIDTH] as `skinray.clinical` encodes it.
     """
-    inputs = keras.Input((image_size_px, image_size_px, 3), dtype="uint8", name="photo")
+    photo = keras.Input((image_size_px, image_size_px, 3), dtype="uint8", name="photo")
+    inputs = [photo]
     from_scratch = _FROM_SCRATCH.get(settings.name)
-    features = from_scratch(inputs) if from_scratch else _pretrained(settings, inputs)
-    if settings.dropout:
-        features = keras.layers.Dropout(settings.dropout, name="dropout")(features)
+    features = from_scratch(photo) if from_scratch else _pretrained(settings, photo)
+    if settings.clinical_input:
+        clinical = keras.Input((CLINICAL_WIDTH,), dtype="float32", name="clinical")
+        inputs.append(clinical)
+        features = _with_clinical(features, clinical)
     logits = keras.layers.Dense(num_classes, dtype=_head_dtype(), name=LOGITS_LAYER)(features)
-    return keras.Model(inputs, logits, name=settings.name)
+    return keras.Model(inputs if len(inputs) > 1 else photo, logits, name=settings.name)
 
 
 def _head_dtype() -> str:
@@ -47,9 +53,74 @@ def _head_dtype() -> str:
 
 
 def with_probabilities(model: keras.Model) -> keras.Model:
-    """The same layers with a softmax on top: uint8 [N, size, size, 3] -> float32 [N, classes] that add up to 1."""
+    """The same layers with a softmax on top: the same inputs -> float32 [N, classes] that add up to 1."""
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(model.outputs[0])
     return keras.Model(model.inputs, probabilities, name=model.name)
+
+
+def split_head(model: keras.Model) -> tuple[keras.Model, keras.layers.Layer]:
+    """The two halves of a network, which share its weights.
+
+    Args:
+        model: What `build_model` returned.
+
+    Returns:
+        The inputs -> features [N, F]; and the layer that makes logits [N, classes] of features.
+    """
+    logits = model.get_layer(LOGITS_LAYER)
+    return keras.Model(model.inputs, logits.input, name="features"), logits
+
+
+def backbone_layer_names(model: keras.Model) -> list[str]:
+    """The layers of the pretrained backbone, from the photo to the features.
+
+    Raises:
+        ConfigError: The network has none.
+    """
+    return [layer.name for layer in _backbone(model).layers if not isinstance(layer, keras.layers.InputLayer)]
+
+
+def set_trainable(model: keras.Model, frozen_backbone: bool, from_layer: str | None, freeze_batch_norm: bool) -> None:
+    """Says which layers of the backbone learn; those behind it always do.
+
+    A BatchNorm layer that does not learn uses its stored statistics in training too, and leaves them as they are. A
+    `tf.function` made before goes on with what held when it was traced.
+
+    Args:
+        model: What `build_model` returned.
+        frozen_backbone: No layer of the backbone learns.
+        from_layer: Else only this layer of `backbone_layer_names` and those after it do; None: all.
+        freeze_batch_norm: Of these, BatchNorm layers do not.
+
+    Raises:
+        ConfigError: The backbone has no such layer, or the network no backbone. The model is left as it was.
+    """
+    asked = frozen_backbone or freeze_batch_norm or from_layer is not None
+    if not asked and not _has_backbone(model):
+        return
+    names = backbone_layer_names(model)
+    if from_layer is not None and from_layer not in names:
+        close = difflib.get_close_matches(from_layer, names, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(names)}"
+        raise ConfigError(f"transfer.from_layer {from_layer}: {model.name} has no such layer; {hint}")
+    first = len(names) if frozen_backbone else names.index(from_layer) if from_layer is not None else 0
+    backbone = _backbone(model)
+    backbone.trainable = not frozen_backbone
+    # Each layer for itself: Keras does nothing when a model is set to what it is, whatever its layers are.
+    for number, name in enumerate(names):
+        layer = backbone.get_layer(name)
+        is_frozen_norm = freeze_batch_norm and isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = number >= first and not is_frozen_norm
+
+
+def _has_backbone(model: keras.Model) -> bool:
+    return any(layer.name == _BACKBONE for layer in model.layers)
+
+
+def _backbone(model: keras.Model) -> keras.Model:
+    if not _has_backbone(model):
+        raise ConfigError(f"transfer: {model.name} has no pretrained backbone; {', '.join(_APPLICATIONS)} have one")
+    return model.get_layer(_BACKBONE)
 
 
 def load_backbone_weights(model: keras.Model, settings: ModelSettings) -> None:
@@ -67,9 +138,9 @@ def load_backbone_weights(model: keras.Model, settings: ModelSettings) -> None:
         return
     if settings.name not in _APPLICATIONS:
         raise ConfigError(f"model.weights {settings.weights}: {settings.name} has no pretrained weights; use none")
-    backbone = model.get_layer(_BACKBONE)
+    backbone = _backbone(model)
     if settings.weights == "imagenet":
-        backbone.set_weights(_imagenet_weights(settings, model.input_shape[1]))
+        backbone.set_weights(_imagenet_weights(settings))
         return
     if not settings.weights.endswith(".weights.h5"):
         raise ConfigError(f"model.weights {settings.weights}: give none, imagenet or a file that ends in .weights.h5")
@@ -90,6 +161,7 @@ _APPLICATIONS: Mapping[ModelName, Callable[..., keras.Model]] = {
     "vgg16": keras.applications.VGG16,
     "mobilenet": keras.applications.MobileNet,
 }
+_IMAGENET_ALPHAS = (0.25, 0.5, 0.75, 1.0)
 
 
 def _application(settings: ModelSettings, image_size_px: int, weights: str | None) -> keras.Model:
@@ -99,9 +171,13 @@ def _application(settings: ModelSettings, image_size_px: int, weights: str | Non
     return _APPLICATIONS[settings.name](**options)
 
 
-def _imagenet_weights(settings: ModelSettings, image_size_px: int) -> list[Any]:
+def _imagenet_weights(settings: ModelSettings) -> list[Any]:
+    if settings.name == "mobilenet" and settings.mobilenet_alpha not in _IMAGENET_ALPHAS:
+        widths = ", ".join(map(str, _IMAGENET_ALPHAS))
+        raise ConfigError(f"model.mobilenet_alpha {settings.mobilenet_alpha}: model.weights imagenet exist for {widths}")
     try:
-        weights: list[Any] = _application(settings, image_size_px, "imagenet").get_weights()
+        # They are the same for every size of photo; for another than their own, MobileNet would warn.
+        weights: list[Any] = _application(settings, 224, "imagenet").get_weights()
     except Exception as error:  # Keras raises a bare Exception when the download fails
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -136,6 +212,10 @@ def _synchronized(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 def _convolution(features: Any, filters: int, kernel: int, name: str, stride: int = 1) -> Any:
     features = keras.layers.Conv2D(filters, kernel, strides=stride, padding="same", use_bias=False, name=f"{name}_conv")(features)
+    return _normalised(features, name)
+
+
+def _normalised(features: Any, name: str) -> Any:
     features = keras.layers.BatchNormalization(synchronized=True, momentum=0.9, name=f"{name}_norm")(features)
     return keras.layers.ReLU(name=f"{name}_relu")(features)
 
@@ -151,16 +231,31 @@ def _cnn_sequential(inputs: Any) -> Any:
 
 
 def _cnn_functional(inputs: Any) -> Any:
-    """Three blocks whose parallel branches look at a fine and a coarse neighbourhood."""
-    features = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="normalise")(inputs)
-    features = _convolution(features, 16, 3, "stem", stride=2)
+    """One convolution looks at the photo at two scales; then blocks whose parallel branches look near and far.
+
+    The two scales share the convolution and not its BatchNorm: they differ in their statistics, and one that took turns
+    would in prediction use an average that fits neither.
+    """
+    photo = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="normalise")(inputs)
+    half = keras.layers.AveragePooling2D(2, padding="same", name="half_size")(photo)
+    edges = keras.layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False, name="edges")
+    features = _normalised(edges(photo), "edges_full")
     for number, filters in enumerate((16, 32, 64), start=1):
-        fine = _convolution(features, filters, 3, f"block{number}_fine")
-        coarse = _convolution(features, filters // 2, 1, f"block{number}_narrow")
-        coarse = _convolution(coarse, filters, 5, f"block{number}_coarse")
-        features = keras.layers.Concatenate(name=f"block{number}_join")([fine, coarse])
-        features = keras.layers.MaxPooling2D(name=f"block{number}_pool")(features)
+        near = _convolution(features, filters, 3, f"block{number}_near")
+        far = _convolution(features, filters // 2, 1, f"block{number}_narrow")
+        far = _convolution(far, filters, 5, f"block{number}_far")
+        features = keras.layers.Concatenate(name=f"block{number}_join")([near, far])
+        # "same", so that sizes of any remainder come to the same at both scales.
+        features = keras.layers.MaxPooling2D(padding="same", name=f"block{number}_pool")(features)
+        if number == 1:
+            features = keras.layers.Concatenate(name="scales_join")([features, _normalised(edges(half), "edges_half")])
     return keras.layers.GlobalAveragePooling2D(name="pool")(features)
+
+
+def _with_clinical(features: Any, clinical: Any) -> Any:
+    """What is known of the lesion joins the features of its photo."""
+    known = keras.layers.Dense(32, activation="relu", name="clinical_dense")(clinical)
+    return keras.layers.Concatenate(name="clinical_join")([features, known])
 
 
 _FROM_SCRATCH: Mapping[ModelName, Callable[[Any], Any]] = {

@@ -8,11 +8,14 @@ pixels, never an exception.
     image_id, image_uri, image_sha256, label                    str ("" when unknown)
     width_px, height_px                                         int64 (0 when unknown)
     error_code, error_detail                                    str ("" for a usable photo)
+    age           float64, years (NaN when unknown)
+    sex, site                                                   str ("" when unknown), as the data set writes them
     pixels        uint8 [rows, size, size, 3]
     decoded_at    float64, seconds since 1970 at which the block was ready
 """
 
 import functools
+import math
 import posixpath
 import time
 from collections import Counter, OrderedDict
@@ -39,6 +42,8 @@ from skinray.telemetry import Progress
 DECODE_CPUS = 0.95
 
 Block = dict[str, npt.NDArray[Any]]
+
+_SHARD_COLUMNS = ["image_id", "label", "age", "sex", "site"]
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ def _read_and_decode(plan: pa.Table, read: Any, preprocessing: Preprocessing) ->
 
 
 def _read_files(plan: pa.Table) -> tuple[list[dict[str, Any]], list[bytes | Exception]]:
-    rows = [{**row, "label": ""} for row in plan.to_pylist()]
+    rows = [{**row, "label": "", "age": math.nan, "sex": "", "site": ""} for row in plan.to_pylist()]
     return rows, storage.read_many([row["image_uri"] for row in rows])
 
 
@@ -234,9 +239,12 @@ def _read_row_groups(plan: pa.Table) -> tuple[list[dict[str, Any]], list[bytes |
     for group in plan.to_pylist():
         uri = group["uri"]
         file = pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri))
-        table = file.read_row_group(group["row_group"], columns=["image_id", "image_bytes", "label"])
+        table = file.read_row_group(group["row_group"], columns=["image_bytes", *_SHARD_COLUMNS])
         contents += table["image_bytes"].to_pylist()
-        for offset, (image_id, label) in enumerate(zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True)):
+        for offset, row in enumerate(table.select(_SHARD_COLUMNS).to_pylist()):
+            known = {name: row[name] or "" for name in ("label", "sex", "site")}
+            age = math.nan if row["age"] is None else row["age"]
+            image_id = row["image_id"]
             index = group["first_index"] + offset
-            rows.append({"index": index, "image_id": image_id, "image_uri": f"{uri}#{image_id}", "label": label or ""})
+            rows.append({"index": index, "image_id": image_id, "image_uri": f"{uri}#{image_id}", "age": age, **known})
     return rows, contents

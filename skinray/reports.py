@@ -120,12 +120,51 @@ def confusion_plot(matrix: npt.NDArray[np.int64], codes: Sequence[str], title: s
     return _png(figure)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def training_curves(history: Sequence[Mapping[str, Any]], best_epoch: int, title: str) -> bytes:
+    """Loss and ROC-AUC by epoch as PNG of 1200x500, training against validation.
+
+    The losses tell by their direction, not by their distance: the training loss may be weighted, focal or smoothed.
+
+    Args:
+        history: One record an epoch, in order; figures that are missing, or are no numbers, leave a hole.
+        best_epoch: The epoch that is kept, from 1.
+        title: Above the plots.
+    """
+    figure, both = _figure(10, 500 / 120, columns=2)
+    epochs = [int(record["epoch"]) for record in history]
+    dot = 4 if len(epochs) <= 40 else 0
+    left, right = epochs[0] - 0.5, epochs[-1] + 0.5
+    phases = [record.get("phase") for record in history]
+    border = next((epoch - 0.5 for epoch, phase in zip(epochs, phases, strict=True) if phase != phases[0]), None)
+    best_auc = next((record.get("validation_auc") for record in history if record["epoch"] == best_epoch), None)
+    best_label = f"best epoch: {best_epoch}" + (f", AUC {best_auc:.3f}" if best_auc is not None else "")
+    curves = (("train", "#d1792a", "training (photos as learnt from)"), ("validation", "#1f5f8b", "validation"))
+    for axes, name, label in zip(both, ("loss", "auc"), ("loss", "ROC-AUC, malignant against benign"), strict=True):
+        if border is not None:
+            axes.axvspan(left, border, color="0.93", zorder=0, label=f"{phases[0]}, then {phases[-1]}")
+        axes.axvline(best_epoch, color="0.35", linewidth=1, linestyle="--", label=best_label)
+        for split, color, legend in curves:
+            values = np.array([record.get(f"{split}_{name}") for record in history], float)  # None becomes NaN
+            if np.isfinite(values).any():
+                axes.plot(epochs, values, color=color, linewidth=2, marker="o", markersize=dot, label=legend)
+        axes.set(xlabel="epoch", ylabel=label, xlim=(left, right))
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    # One legend for both, outside, where it covers no curve.
+    entries = {label: handle for axes in both for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries), frameon=False)
+    return _png(figure)
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     # Not pyplot: it keeps every figure alive and picks a screen.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(ncols=columns)
 
 
 def _png(figure: Any) -> bytes:

@@ -25,6 +25,7 @@ from ray.data import ActorPoolStrategy
 from skinray import storage
 from skinray.bundle import Bundle, load_bundle
 from skinray.classifier import Classifier, use_threads
+from skinray.clinical import encode_clinical
 from skinray.config import ClassifySettings, ScoreSettings
 from skinray.errors import ConfigError, ScoringError
 from skinray.photos import DECODE_CPUS, Block, Listing, decoded_photos, list_photos
@@ -210,8 +211,10 @@ class _ClassifyAndWrite:
         classified_from = time.time()
         bundle = self.classifier.bundle
         usable = block["error_code"] == ""
-        pixels = block["pixels"]
-        probabilities = self.classifier.probabilities(pixels if usable.all() else pixels[usable])
+        pixels, clinical = block["pixels"], encode_clinical(block["age"], block["sex"], block["site"])
+        if not usable.all():
+            pixels, clinical = pixels[usable], clinical[usable]
+        probabilities = self.classifier.probabilities(pixels, clinical)
         rows = prediction_rows(block, probabilities, bundle, bundle.operating_points.default)
         buffer = io.BytesIO()
         pq.write_table(rows, buffer, compression="zstd")

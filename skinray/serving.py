@@ -1,8 +1,9 @@
 """The bundle over HTTP: a FastAPI ingress that decodes, in front of a batched deployment that holds the model.
 
     GET  /            a page to upload a photo
-    POST /v1/predict  a photo, as the body itself or as the file of a form; answers with the columns of a prediction row
-    GET  /v1/model    what is being served
+    POST /v1/predict  a photo, as the body itself or as the file of a form; answers with the columns of a prediction row.
+                      age, sex and site may be stated in the query or as fields of the form, which win and stay out of logs
+    GET  /v1/model    what is being served, and whether it looks at age, sex and site
     GET  /healthz     200 when the model answers
 
 Photos are decoded before they are batched, so that a broken one fails alone. Errors are `application/problem+json`
@@ -18,11 +19,12 @@ import urllib.request
 from collections.abc import AsyncGenerator
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -33,6 +35,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from skinray import storage
 from skinray.bundle import load_bundle
+from skinray.clinical import NO_CLINICAL, SITE_NAMES, stated_clinical
 from skinray.config import ServeSettings
 from skinray.errors import ImageError, ImageErrorCode, SkinrayError
 from skinray.images import decode_photo
@@ -61,13 +64,19 @@ _STATUS_OF_CODE: dict[ImageErrorCode, HTTPStatus] = {
 # Without the interactive documentation, whose scripts come from the internet; /openapi.json describes the interface.
 api = FastAPI(title="skinray", description=NOT_A_DEVICE, docs_url=None, redoc_url=None)
 
+_CLINICAL = {
+    "age": "Years, 0 to 120. Like the others it may be left out, and changes nothing where the model does not look at it.",
+    "sex": "male or female.",
+    "site": f"Where the lesion sits: {', '.join(SITE_NAMES)}, or a part of them that data sets name.",
+}
 _FILE = {"type": "string", "format": "binary"}
+_FIELDS = {name: {"type": "string", "description": description} for name, description in _CLINICAL.items()}
 _PHOTO_BODY = {
     "requestBody": {
         "required": True,
         "content": {
             "application/octet-stream": {"schema": _FILE},
-            "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _FILE}}},
+            "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _FILE, **_FIELDS}}},
         },
     }
 }
@@ -102,10 +111,11 @@ async def _answer_problem(request: Request, problem: _ProblemError) -> JSONRespo
 
 
 # What the endpoints call stands above their class: Serve pickles the application while the class is being decorated.
-async def _photo_of(request: Request) -> bytes:
+async def _upload_of(request: Request) -> tuple[bytes, dict[str, str]]:
+    """The photo, and the text fields of the form that it came in."""
     body = await _limited_body(request)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return body
+        return body, {}
 
     async def once() -> AsyncGenerator[bytes, None]:
         yield body
@@ -114,9 +124,10 @@ async def _photo_of(request: Request) -> bytes:
         form = await MultiPartParser(request.headers, once()).parse()
     except (MultiPartException, KeyError) as error:
         raise _ProblemError(HTTPStatus.BAD_REQUEST, "bad_form", f"the form cannot be read: {error}") from error
+    fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
     for _, value in form.multi_items():
         if isinstance(value, UploadFile):
-            return await value.read()
+            return await value.read(), fields
     raise _ProblemError(HTTPStatus.BAD_REQUEST, "bad_form", "the form has no file")
 
 
@@ -133,6 +144,10 @@ async def _limited_body(request: Request) -> bytes:
     return b"".join(chunks)
 
 
+# uint8 [size, size, 3], and float32 [CLINICAL_WIDTH] of `skinray.clinical`
+Lesion = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
+
+
 @serve.deployment(max_ongoing_requests=MAX_ONGOING, max_queued_requests=MAX_QUEUED)
 class ClassifierReplica:
     """Holds the model and classifies what has come in since the last batch."""
@@ -143,10 +158,11 @@ class ClassifierReplica:
         self._classifier = Classifier(load_bundle(bundle_uri), MAX_BATCH_SIZE)
 
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def classify(self, pixels: list[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.float32]]:
-        """One photo in, its float32 [C] probabilities out; Serve gathers callers into the list."""
+    async def classify(self, lesions: list[Lesion]) -> list[npt.NDArray[np.float32]]:
+        """One lesion in, its float32 [C] probabilities out; Serve gathers callers into the list."""
+        pixels, clinical = (np.stack(parts) for parts in zip(*lesions, strict=True))
         # In a thread, because a forward pass in the event loop would stall the health check.
-        return list(await asyncio.to_thread(self._classifier.probabilities, np.stack(pixels)))
+        return list(await asyncio.to_thread(self._classifier.probabilities, pixels, clinical))
 
 
 @serve.deployment(max_ongoing_requests=MAX_UPLOADS, max_queued_requests=MAX_UPLOADS)
@@ -157,8 +173,10 @@ class SkinrayApi:
     def __init__(self, bundle_uri: str, classifier: DeploymentHandle[Any]) -> None:
         self._bundle = load_bundle(bundle_uri)
         self._classifier = classifier
-        self._page = (
-            (files("skinray") / "web" / "index.html").read_text(encoding="utf-8").replace("{{model_id}}", self._bundle.model_id)
+        template = (files("skinray") / "web" / "index.html").read_text(encoding="utf-8")
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        self._page = environment.from_string(template).render(
+            model_id=self._bundle.model_id, takes_clinical=self._bundle.takes_clinical, sites=list(SITE_NAMES)
         )
 
     @api.get("/", response_class=HTMLResponse)
@@ -170,7 +188,7 @@ class SkinrayApi:
     async def healthz(self) -> dict[str, str]:
         """Answers when the model does."""
         size = self._bundle.preprocessing.image_size_px
-        await self._probabilities(np.zeros((size, size, 3), np.uint8))
+        await self._probabilities(np.zeros((size, size, 3), np.uint8), NO_CLINICAL)
         return {"status": "ok", "model_id": self._bundle.model_id}
 
     @api.get("/v1/model")
@@ -182,19 +200,31 @@ class SkinrayApi:
             "notice": NOT_A_DEVICE,
             "labels": bundle.labels.model_dump(mode="json"),
             "preprocessing": bundle.preprocessing.model_dump(mode="json"),
+            "takes_clinical": bundle.takes_clinical,
             "operating_points": bundle.operating_points.model_dump(mode="json"),
         }
 
     @api.post("/v1/predict", openapi_extra=_PHOTO_BODY)
-    async def predict(self, request: Request) -> dict[str, Any]:
+    async def predict(
+        self,
+        request: Request,
+        age: Annotated[str, Query(description=_CLINICAL["age"])] = "",
+        sex: Annotated[str, Query(description=_CLINICAL["sex"])] = "",
+        site: Annotated[str, Query(description=_CLINICAL["site"])] = "",
+    ) -> dict[str, Any]:
         """Classifies one photo: the body itself, or the first file of a multipart form."""
-        data = await _photo_of(request)
+        data, fields = await _upload_of(request)
+        stated = {name: fields.get(name) or value for name, value in (("age", age), ("sex", sex), ("site", site))}
+        try:
+            clinical = stated_clinical(**stated)
+        except ValueError as error:
+            raise _ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, "bad_clinical", str(error)) from error
         try:
             photo = await asyncio.to_thread(decode_photo, data, self._bundle.preprocessing)
         except ImageError as error:
             status = _STATUS_OF_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
             raise _ProblemError(status, error.code, error.detail) from error
-        probabilities = await self._probabilities(photo.pixels)
+        probabilities = await self._probabilities(photo.pixels, clinical)
         return {
             "image_sha256": storage.sha256_of(data),
             "width_px": photo.width_px,
@@ -203,9 +233,9 @@ class SkinrayApi:
             "notice": NOT_A_DEVICE,
         }
 
-    async def _probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    async def _probabilities(self, pixels: npt.NDArray[np.uint8], clinical: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         try:
-            answer: npt.NDArray[np.float32] = await self._classifier.classify.remote(pixels)
+            answer: npt.NDArray[np.float32] = await self._classifier.classify.remote((pixels, clinical[0]))
         except BackPressureError as error:
             raise _ProblemError(
                 HTTPStatus.SERVICE_UNAVAILABLE, "busy", "too many photos are waiting; try again", retry_after_s=1

@@ -1,20 +1,18 @@
 """The training job: shards -> decoded photos in the object store -> workers in step -> the best epoch as a bundle.
 
 <output>/checkpoints/      Ray Train's: the same command after a kill goes on from the last one
-<output>/history.jsonl     one line an epoch
+<output>/history.jsonl     one line an epoch; beside it tensorboard/ and curves.png
+<output>/validation.parquet  what the best epoch says of the validation photos
 <output>/bundle/           the best epoch by validation ROC-AUC
 <output>/_manifest.json    written last; a finished run reruns as a no-op
 """
 
 import json
 import os
-import platform
-import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -25,18 +23,18 @@ import ray
 import ray.train
 from ray.train.tensorflow import TensorflowTrainer
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import skinray
 from skinray import storage
-from skinray.bundle import Labels, OperatingPoint, OperatingPoints, save_bundle
+from skinray.checkpoints import load_checkpoint
 from skinray.errors import ConfigError, DatasetError, TrainingError
 from skinray.firewall import check_no_leaks
-from skinray.metrics import binary_figures, threshold_for_sensitivity, threshold_youden
-from skinray.photos import cache_photos, list_shards
-from skinray.reports import training_card
+from skinray.photo_cache import TrainingPhotos, gather_photos
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
 from skinray.training_config import STEERING, TrainSettings
+from skinray.training_export import export_bundle
+from skinray.training_log import HISTORY, TrainingLog
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,25 @@ class TrainedModel:
     history: list[dict[str, Any]]
 
 
-def train(settings: TrainSettings) -> TrainedModel:
+@dataclass(frozen=True)
+class _Division:
+    """Which photos of the cache are learnt from and which choose the epoch: row numbers, int64, ascending."""
+
+    train: npt.NDArray[np.int64]
+    validation: npt.NDArray[np.int64]
+
+
+def _divide(photos: TrainingPhotos, fold: int | None) -> _Division:
+    chosen = photos.splits == "validation" if fold is None else photos.folds == fold
+    return _Division(np.flatnonzero(~chosen), np.flatnonzero(chosen))
+
+
+def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> TrainedModel:
     """Trains a classifier, or goes on with a run that was cut off, or returns what a finished run made.
 
     Args:
         settings: Data, network, workers.
+        on_epoch: Called with the record of every epoch that this process trains, in a thread of its own.
 
     Returns:
         What the run produced.
@@ -83,9 +95,22 @@ def train(settings: TrainSettings) -> TrainedModel:
     _check_trainable(dataset, settings)
     _check_resources(settings)
     initial_weights = _initial_weights(settings, len(dataset.manifest.classes))
+    photos = gather_photos(dataset, ("train", "validation"), settings.preprocessing, settings.cache)
+    division = _divide(photos, settings.fold)
+    _check_division(division, photos, settings)
     storage.claim_folder(settings.output, "training", run_identity(settings, dataset), keep=True)
-    checkpoint = _fit(settings, dataset, initial_weights)
-    trained = _export(settings, dataset, checkpoint)
+    with _training_log(settings) as log:
+
+        def take(record: dict[str, Any]) -> None:
+            log.record(record)
+            if on_epoch and record["kind"] == "epoch":
+                on_epoch(record)
+
+        checkpoint = _fit(settings, dataset, photos, division, initial_weights, take)
+    with checkpoint.as_directory() as folder:
+        progress, arrays = load_checkpoint(Path(folder))
+    exported = export_bundle(settings, dataset, photos, division.validation, progress, arrays["best"], arrays["best_logits"][0])
+    trained = TrainedModel(*exported, progress.best_epoch, progress.best_auc, progress.history)
     manifest = {"kind": "skinray-training", "schema_version": 1, "identity": run_identity(settings, dataset), **trained.__dict__}
     storage.publish_folder(storage.normalize(settings.output), manifest)
     return trained
@@ -108,17 +133,28 @@ def _finished(settings: TrainSettings) -> TrainedModel | None:
 
 
 def _check_trainable(dataset: PreparedDataset, settings: TrainSettings) -> None:
-    rows = dataset.rows("train")
+    """Refuses from the manifest what could not be trained, before a photo is read."""
+    rows = dataset.rows("train") if settings.fold is None else dataset.rows("train") + dataset.rows("validation")
     if rows < settings.global_batch_size:
         raise DatasetError(
             f"{dataset.uri} has {rows} training photos, fewer than one global batch of {settings.global_batch_size}"
         )
+    folds = dataset.manifest.settings["folds"]
+    if settings.fold is not None and settings.fold >= folds:
+        raise ConfigError(f"fold {settings.fold}: {dataset.uri} has the folds 0 to {folds - 1}")
     for split, counts in dataset.manifest.split_classes.items():
-        if split == "test":
-            continue
         absent = [code for code, count in counts.items() if not count]
-        if absent:
+        if absent and split != "test":
             raise DatasetError(f"{dataset.uri} has no {', '.join(absent)} photo in its {split} split; prepare with another split")
+
+
+def _check_division(division: _Division, photos: TrainingPhotos, settings: TrainSettings) -> None:
+    for name, rows in (("learn from", division.train), ("validate on", division.validation)):
+        absent = set(photos.labels) - set(photos.labels[rows])
+        if absent:
+            raise DatasetError(f"fold {settings.fold}: no {', '.join(sorted(absent))} photo to {name}; prepare with fewer folds")
+    if len(division.train) < settings.global_batch_size:
+        raise DatasetError(f"fold {settings.fold}: {len(division.train)} training photos are fewer than one global batch")
 
 
 def _check_resources(settings: TrainSettings) -> None:
@@ -152,26 +188,45 @@ def _initial_weights(settings: TrainSettings, num_classes: int) -> list[npt.NDAr
     return weights
 
 
-def _fit(settings: TrainSettings, dataset: PreparedDataset, initial_weights: list[npt.NDArray[Any]]) -> ray.train.Checkpoint:
+def _class_weight(labels: npt.NDArray[Any], classes: Sequence[str]) -> tuple[float, ...]:
+    """The inverse of each class's share among the photos, divided by the number of classes: 1 where all are equally many."""
+    return tuple(len(labels) / (len(classes) * np.count_nonzero(labels == code)) for code in classes)
+
+
+def _fit(
+    settings: TrainSettings,
+    dataset: PreparedDataset,
+    photos: TrainingPhotos,
+    division: _Division,
+    initial_weights: list[npt.NDArray[Any]],
+    take: Callable[[dict[str, Any]], None],
+) -> ray.train.Checkpoint:
     from skinray.training_worker import WorkerPlan, train_worker
 
     manifest = dataset.manifest
-    report = Queue(actor_options={"num_cpus": 0})
+    weighted = settings.balance == "class_weights"
+    # On this machine, so that the loss of another one with its node does not silence the run.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    report = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     plan = WorkerPlan(
         settings=settings,
         classes=manifest.classes,
         malignant=tuple(manifest.classes.index(code) for code in manifest.malignant),
-        class_weight=tuple(
-            manifest.class_weights[code] if settings.balance == "class_weights" else 1.0 for code in manifest.classes
-        ),
-        train=cache_photos(list_shards(dataset, ("train",)), settings.preprocessing, "decode train"),
-        validation=cache_photos(list_shards(dataset, ("validation",)), settings.preprocessing, "decode validation"),
+        class_weight=_class_weight(photos.labels[division.train], manifest.classes)
+        if weighted
+        else (1.0,) * len(manifest.classes),
+        photos=photos,
+        train_rows=division.train,
+        validation_rows=division.validation,
         initial_weights=ray.put(initial_weights),
         report=report,
     )
+    from skinray.optimization import phases
+
+    rates = " then ".join(f"{phase.peak_learning_rate:.1e} ({phase.name})" for phase in phases(settings))
     say(
-        f"train: {settings.model.name}, {plan.train.rows:,} photos, {settings.num_workers} workers, "
-        f"{settings.epochs} epochs of {plan.steps_per_epoch} steps of {settings.global_batch_size}"
+        f"train: {settings.model.name}, {len(division.train):,} photos, {settings.num_workers} workers, {settings.epochs} epochs "
+        f"of {plan.steps_per_epoch} steps of {settings.global_batch_size}, learning rate {rates}"
     )
     trainer = TensorflowTrainer(
         train_worker,
@@ -189,7 +244,7 @@ def _fit(settings: TrainSettings, dataset: PreparedDataset, initial_weights: lis
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    with _epochs_said(report):
+    with _taken(report, take):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -207,19 +262,22 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _epochs_said(report: Queue) -> Iterator[None]:
-    """While training runs, prints what the workers report: a line an epoch."""
+def _taken(report: Queue, take: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """While training runs, hands on what the workers report; an error in that is raised at the end."""
     done = threading.Event()
+    errors: list[Exception] = []
 
     def listen() -> None:
         while not done.is_set():
             try:
-                record = report.get(timeout=0.5)
+                take(report.get(timeout=0.5))
             except Empty:
                 continue
-            say(epoch_line(record))
+            except Exception as error:
+                errors.append(error)
+                say(f"train: {type(error).__name__}: {error}")
 
-    thread = threading.Thread(target=listen, daemon=True, name="epochs")
+    thread = threading.Thread(target=listen, daemon=True, name="reports")
     thread.start()
     try:
         yield
@@ -227,99 +285,15 @@ def _epochs_said(report: Queue) -> Iterator[None]:
         while thread.is_alive() and not report.empty():
             done.wait(0.1)
         done.set()
-        thread.join(timeout=5)
+        thread.join(timeout=60)
         report.shutdown()
+    if errors:
+        raise errors[0]
 
 
-def epoch_line(record: dict[str, Any]) -> str:
-    """One epoch for the person who watches."""
-    remaining_s = (record["epochs"] - record["epoch"]) * record["epoch_s"]
-    return (
-        f"epoch {record['epoch']:>3} of {record['epochs']}: train loss {record['train_loss']:.4f}, "
-        f"validation loss {record['validation_loss']:.4f}, validation AUC {record['validation_auc']:.4f}, "
-        f"{record['images_per_s']:.1f} photos/s, step {record['step_s'] * 1000:.0f} ms, "
-        f"waited {record['data_wait_s']:.1f} s for photos, {remaining_s:.0f} s left"
-    )
-
-
-def _export(settings: TrainSettings, dataset: PreparedDataset, checkpoint: ray.train.Checkpoint) -> TrainedModel:
-    from skinray.model import build_model, with_probabilities
-    from skinray.training_worker import STATE, malignancy, read_best
-
-    manifest = dataset.manifest
-    with checkpoint.as_directory() as folder:
-        state = json.loads((Path(folder) / STATE).read_bytes())
-        best = read_best(Path(folder))
-    model = build_model(settings.model, settings.preprocessing.image_size_px, len(manifest.classes))
-    model.set_weights(best.weights)
-    malignant = tuple(manifest.classes.index(code) for code in manifest.malignant)
-    scores = malignancy(best.logits, malignant)
-    positive = _positives(dataset)
-    points = _operating_points(positive, scores)
-    metadata = {
-        "task": "skin lesion classification",
-        "intended_use": "research; not a medical device, its output is not a diagnosis",
-        "network": settings.model.name,
-        "classes": list(manifest.classes),
-        "malignant": list(manifest.malignant),
-        "validation": {"photos": len(positive), "roc_auc": state["best_auc"], "epoch": state["best_epoch"]},
-        "dataset": {"sha256": dataset.sha256, "split_classes": manifest.split_classes, "settings": manifest.settings},
-        "leaks": manifest.leaks,
-        "training_settings": settings.recorded(),
-        "code_commit": code_commit(),
-        "versions": {name: version(name) for name in ("keras", "numpy", "pillow", "ray", "simplejpeg", "tensorflow")}
-        | {"python": platform.python_version(), "skinray": skinray.__version__},
-    }
-    bundle_uri = storage.join(settings.output, "bundle")
-    model_id = save_bundle(
-        bundle_uri,
-        with_probabilities(model),
-        settings.preprocessing,
-        Labels(codes=manifest.classes, malignant=manifest.malignant),
-        points,
-        metadata,
-        training_card(metadata, points),
-    )
-    history = "".join(json.dumps(record) + "\n" for record in state["history"])
-    storage.write_bytes(storage.join(settings.output, "history.jsonl"), history.encode())
-    return TrainedModel(bundle_uri, model_id, state["best_epoch"], state["best_auc"], state["history"])
-
-
-def code_commit() -> str | None:
-    """The commit of the code that runs, where it runs from a checkout or SKINRAY_COMMIT names it; None elsewhere."""
-    if "SKINRAY_COMMIT" in os.environ:
-        return os.environ["SKINRAY_COMMIT"]
-    folder = Path(skinray.__file__).parent
-    if not (folder.parent / ".git").exists():
-        return None
-    asked = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return asked.stdout.strip() or None
-
-
-def _positives(dataset: PreparedDataset) -> npt.NDArray[np.bool_]:
-    """Which validation photos are malignant, bool [rows], in the order of the shards."""
-    import pyarrow.parquet as pq
-
-    labels: list[str] = []
-    for file in dataset.files("validation"):
-        uri = storage.join(dataset.uri, file.path)
-        filesystem = storage.arrow_filesystem(uri)
-        table = pq.read_table(storage.path_of(uri), filesystem=filesystem, columns=["label"], partitioning=None)
-        labels += table["label"].to_pylist()
-    return np.isin(labels, list(dataset.manifest.malignant))
-
-
-def _operating_points(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> OperatingPoints:
-    thresholds = {
-        "sensitivity_95": threshold_for_sensitivity(positive, scores, 0.95),
-        "youden": threshold_youden(positive, scores),
-    }
-    points = {}
-    for name, threshold in thresholds.items():
-        # A hair lower, because the same photo may come out 1e-6 lower on another machine.
-        lowered = max(0.0, threshold - 1e-5)
-        figures = binary_figures(positive, scores, lowered)
-        points[name] = OperatingPoint(
-            threshold=lowered, sensitivity=figures["recall"], specificity=figures["specificity"], measured_on="validation"
-        )
-    return OperatingPoints(default="youden", points=points)
+def _training_log(settings: TrainSettings) -> TrainingLog:
+    history_uri = storage.join(settings.output, HISTORY)
+    lines = storage.read_bytes(history_uri).splitlines() if storage.exists(history_uri) else []
+    history = [json.loads(line) for line in lines]
+    name = storage.normalize(settings.output).rsplit("/", 1)[-1]
+    return TrainingLog(settings.output, settings.recorded(), settings.tensorboard, settings.mlflow_uri, name, history)

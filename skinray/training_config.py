@@ -1,7 +1,8 @@
 """The settings of training, and of what is built on it: cross-validation, search, the check of its workers."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from pydantic import Field, model_validator
 
 from skinray.config import ModelName, Settings, VerbSettings
@@ -21,6 +22,11 @@ class ModelSettings(Settings):
     """Share of the features dropped before the last layer while training."""
     clinical_input: bool = False
     """Also look at age, sex and site, where they are known; for cnn_functional."""
+
+    @property
+    def has_backbone(self) -> bool:
+        """True for networks with a part that can be pretrained."""
+        return self.name in ("resnet50", "vgg16", "mobilenet")
 
     @model_validator(mode="after")
     def _takes_clinical_input(self) -> "ModelSettings":
@@ -154,7 +160,9 @@ class TrainSettings(VerbSettings):
         return self
 
     @model_validator(mode="after")
-    def _frozen_epochs_fit(self) -> "TrainSettings":
+    def _transfer_fits(self) -> "TrainSettings":
+        if self.transfer != TransferSettings() and not self.model.has_backbone:
+            raise ValueError(f"transfer: {self.model.name} has no pretrained backbone; leave its settings out")
         if self.transfer.frozen_epochs > self.epochs:
             raise ValueError(f"transfer.frozen_epochs {self.transfer.frozen_epochs} is more than all epochs, {self.epochs}")
         return self
@@ -185,7 +193,7 @@ def with_changes(settings: TrainSettings, changes: dict[str, Any]) -> TrainSetti
     Raises:
         pydantic.ValidationError: A name is unknown or a value out of range.
     """
-    content = settings.model_dump()
+    content = settings.model_dump(include=set(TrainSettings.model_fields))
     for name, value in changes.items():
         *parents, last = name.split(".")
         place = content
@@ -193,3 +201,64 @@ def with_changes(settings: TrainSettings, changes: dict[str, Any]) -> TrainSetti
             place = place.setdefault(parent, {})
         place[last] = value
     return TrainSettings.model_validate(content)
+
+
+class CrossValidateSettings(TrainSettings):
+    """Trains once for every fold of the data set, measures the spread, and averages the models into one bundle."""
+
+    @model_validator(mode="after")
+    def _all_folds(self) -> "CrossValidateSettings":
+        if self.fold is not None:
+            raise ValueError(f"fold {self.fold}: cross-validation trains every fold; use skinray train for one of them")
+        return self
+
+
+class SearchSettings(TrainSettings):
+    """Tries settings of training at random, stops the poor ones early, and keeps the best model."""
+
+    space: dict[str, str] = Field(default_factory=dict)
+    """Setting -> where its values come from: "log 1e-5 1e-2" (even on a logarithmic scale), "uniform 0 0.5", "int 0 3" (both ends
+    included) or "choice adamw sgd". Settings in groups by their dotted name, as in --space model.dropout "uniform 0 0.5"."""
+    trials: int = Field(10, ge=1)
+    """How many combinations to try."""
+    concurrent_trials: int = Field(1, ge=1)
+    """How many to train at a time; each takes num_workers."""
+    grace_epochs: int = Field(2, ge=1)
+    """Epochs that every trial gets before the poorer ones are stopped."""
+
+    @model_validator(mode="after")
+    def _something_to_search(self) -> "SearchSettings":
+        if not self.space:
+            raise ValueError("space: name at least one setting to try, as in learning_rate: log 1e-5 1e-2")
+        return self
+
+
+class VerifySettings(VerbSettings):
+    """Shows that one worker and many end with the same weights, and what a step costs with each."""
+
+    what: Annotated[Literal["distributed"], tyro.conf.Positional] = "distributed"
+    """What to verify."""
+    num_workers: tuple[int, ...] = (1, 2)
+    """Numbers of workers to compare, the first with all others; each divides global_batch_size."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPU cores of each worker."""
+    gpus_per_worker: int = Field(0, ge=0)
+    """GPUs of each worker."""
+    global_batch_size: int = Field(32, ge=1)
+    """Photos in one step over all workers."""
+    steps: int = Field(50, ge=1)
+    """SGD steps to take."""
+    tolerance: float = Field(1e-5, gt=0)
+    """Largest difference of a weight or a BatchNorm statistic that passes."""
+    seed: int = 0
+    """Seed of photos, weights, order, augmentation and dropout."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "VerifySettings":
+        for workers in self.num_workers:
+            replicas = workers * max(1, self.gpus_per_worker)
+            if workers < 1 or self.global_batch_size % replicas:
+                raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of {replicas} replicas")
+        if len(set(self.num_workers)) < 2:
+            raise ValueError(f"num_workers {list(self.num_workers)}: give at least two different numbers")
+        return self

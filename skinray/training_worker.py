@@ -1,18 +1,15 @@
-"""What each training worker runs: one synchronous step at a time under MultiWorkerMirroredStrategy.
+"""What each training worker runs: the epochs, from wherever the last checkpoint left them.
 
-`keras.Model.fit` cannot be used here: under two workers it fails (keras-team/keras#20585). The loop is the one that
-TensorFlow documents for custom training: the loss is divided for the global batch, because gradients are summed over
-replicas; the optimizer is applied inside the replica's step; BatchNorm is synchronized.
-
-Photos come from blocks that were decoded once into Ray's object store; `skinray.feed` says which of them make up a step.
+All ranks run the same code in step: they take their slices of the same global batches, know the same validation figures,
+and so decide alike when to checkpoint, to change phase and to stop. Rank 0 writes and tells.
 """
 
-import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Full
 from typing import Any
@@ -22,21 +19,27 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import ray.train
-import scipy.special
 import tensorflow as tf
+from ray.train.collective import broadcast_from_rank_zero
 
-from skinray.augmentation import Augmentation
+from skinray.checkpoints import Progress, load_checkpoint, save_checkpoint
 from skinray.classifier import use_threads
-from skinray.feed import WINDOW_ROWS, epoch_order, prefetched, worker_batches
-from skinray.metrics import roc_auc
-from skinray.model import build_model
-from skinray.photos import CachedPhotos, CachedReader
+from skinray.clinical import encode_clinical
+from skinray.feed import WINDOW_ROWS, blocks_of, epoch_order, prefetched, worker_batches
+from skinray.metrics import balanced_accuracy, cross_entropy, malignancy, roc_auc
+from skinray.model import build_model, set_trainable
+from skinray.normalization import synchronized
+from skinray.optimization import Phase, WeightAverage, build_optimizer, current_learning_rate, phases
+from skinray.photo_cache import PhotoReader, TrainingPhotos
+from skinray.replicas import Replicas, dtype_policy, fastest_precision
 from skinray.training_config import TrainSettings
+from skinray.training_step import Batch, StepOutcome, build_predict, build_train_step
 from skinray.watchdog import Watchdog, abort_collectives
 
-WEIGHTS, OPTIMIZER, BEST, STATE = "model.weights.h5", "optimizer.npz", "best.npz", "state.json"
+# Seconds between two lines of progress.
+SAID_EVERY_S = 10.0
 
-Batch = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]
+Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -48,74 +51,38 @@ class WorkerPlan:
         classes: Class codes in the order of the outputs.
         malignant: Positions of the malignant ones.
         class_weight: Factor on the loss of each class.
-        train: Training photos.
-        validation: Validation photos.
+        photos: All photos of the run.
+        train_rows: Row numbers of those to learn from, int64, ascending.
+        validation_rows: Row numbers of those to choose the epoch by, int64, ascending.
         initial_weights: The model's first weights, in the order of `model.get_weights()`.
-        report: Queue that takes one dictionary an epoch, for the person who watches.
+        report: Queue that takes dictionaries for the person who watches.
     """
 
     settings: TrainSettings
     classes: tuple[str, ...]
     malignant: tuple[int, ...]
     class_weight: tuple[float, ...]
-    train: CachedPhotos
-    validation: CachedPhotos
+    photos: TrainingPhotos
+    train_rows: npt.NDArray[np.int64]
+    validation_rows: npt.NDArray[np.int64]
     initial_weights: "ray.ObjectRef[Any]"
     report: Any
 
     @property
-    def precision(self) -> str:
-        """What all computing is done in."""
-        return "float32" if self.settings.precision == "auto" else self.settings.precision
-
-    @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch: whole global batches only, the same for every worker."""
-        whole = self.train.rows // self.settings.global_batch_size
+        whole = len(self.train_rows) // self.settings.global_batch_size
         return min(whole, self.settings.steps_per_epoch or whole)
 
-    def class_positions(self, photos: CachedPhotos) -> npt.NDArray[np.int32]:
-        """The position of each photo's class among `classes`, int32 [rows]."""
-        return np.array([self.classes.index(str(label)) for label in photos.labels], np.int32)
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """How far training has come; stored in every checkpoint.
-
-    Attributes:
-        epoch: Epochs done.
-        history: One record an epoch.
-        best_auc: Best validation ROC-AUC so far.
-        best_epoch: The epoch that reached it, from 1.
-    """
-
-    epoch: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_auc: float = 0.0
-    best_epoch: int = 0
-
-    def after(self, record: dict[str, Any]) -> "TrainingState":
-        """The state one epoch later; an equal AUC does not replace the earlier epoch."""
-        better = self.best_epoch == 0 or record["validation_auc"] > self.best_auc
-        return TrainingState(
-            epoch=record["epoch"],
-            history=[*self.history, record],
-            best_auc=record["validation_auc"] if better else self.best_auc,
-            best_epoch=record["epoch"] if better else self.best_epoch,
-        )
-
-
-@dataclass(frozen=True)
-class BestEpoch:
-    """What the best epoch left: model weights in the order of `get_weights()`, and float32 logits [rows, C] on validation."""
-
-    weights: list[npt.NDArray[Any]]
-    logits: npt.NDArray[np.float32]
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """The position of each photo's class among `classes`, int32 [rows of photos]."""
+        position = {code: number for number, code in enumerate(self.classes)}
+        return np.array([position[str(label)] for label in self.photos.labels], np.int32)
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """The training loop of one rank; all ranks run it in step.
+    """The training loop of one rank.
 
     Args:
         config: {"plan": WorkerPlan}.
@@ -123,243 +90,303 @@ def train_worker(config: dict[str, Any]) -> None:
     plan: WorkerPlan = config["plan"]
     settings = plan.settings
     use_threads(settings.cpus_per_worker)
-    strategy = _strategy(settings)  # before any other TensorFlow operation
     context = ray.train.get_context()
-    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    replicas = Replicas(context.get_world_rank(), context.get_world_size(), settings.gpus_per_worker)
     watchdog = Watchdog(settings.collective_timeout_s, abort_collectives)
-    keras.config.set_dtype_policy(plan.precision)
-    with strategy.scope():
-        keras.utils.set_random_seed(settings.seed)
-        model = build_model(settings.model, settings.preprocessing.image_size_px, len(plan.classes))
-        model.set_weights(ray.get(plan.initial_weights))
-        optimizer = build_optimizer(settings, plan.steps_per_epoch)
-        optimizer.build(model.trainable_variables)
-    state, best = _restore(model, optimizer)
-    train_step = _train_step(strategy, model, optimizer, plan)
-    predict = _distributed_predict(strategy, model, settings, len(plan.classes), rank, num_workers, watchdog)
-    train_photos = CachedReader(plan.train, held_rows=2 * WINDOW_ROWS)
-    train_labels = plan.class_positions(plan.train)
-    validation_photos = CachedReader(plan.validation, held_rows=WINDOW_ROWS)
-    validation_labels = plan.class_positions(plan.validation)
-
-    def read(rows: npt.NDArray[np.int64]) -> Batch:
-        return train_photos.read(rows), train_labels[rows]
-
-    for epoch in range(state.epoch, settings.epochs):
-        started = time.monotonic()
-        order = epoch_order(plan.train.block_rows, settings.seed, epoch)
-        rows = worker_batches(order, settings.global_batch_size, rank, num_workers, 0, plan.steps_per_epoch)
-        loss, waited_s = _run_epoch(train_step, prefetched(map(read, rows)), epoch * plan.steps_per_epoch, watchdog)
-        trained_s = time.monotonic() - started
-        logits = predict(validation_photos, plan.validation.rows)
-        auc = roc_auc(np.isin(validation_labels, plan.malignant), malignancy(logits, plan.malignant))
-        record = {
-            "epoch": epoch + 1,
-            "epochs": settings.epochs,
-            "train_loss": loss,
-            "validation_loss": cross_entropy(logits, validation_labels),
-            "validation_auc": auc,
-            "images_per_s": plan.steps_per_epoch * settings.global_batch_size / trained_s,
-            "step_s": trained_s / plan.steps_per_epoch,
-            "data_wait_s": waited_s,
-            "epoch_s": time.monotonic() - started,
-        }
-        state = state.after(record)
-        if state.best_epoch == state.epoch:
-            best = BestEpoch(weights=model.get_weights(), logits=logits)
-        if rank == 0:
-            _say(plan.report, record)
-        _checkpoint(rank, model, optimizer, state, best, record)
-        watchdog.beat()
+    precision = settings.precision if settings.precision != "auto" else broadcast_from_rank_zero(fastest_precision())
+    keras.config.set_dtype_policy(dtype_policy(precision))
+    _Run(plan, replicas, watchdog.beat, float16=precision == "float16").to_the_end()
     watchdog.stop()
 
 
-def _say(report: Any, record: dict[str, Any]) -> None:
-    """Tells the person who watches, if the queue is still there: its loss with a node must not end the training."""
-    try:
-        report.put(record, timeout=10)
-    except (ray.exceptions.RayError, Full):
-        logging.getLogger(__name__).warning("epoch %s could not be reported", record["epoch"])
+class _Run:
+    """One rank's part of a run: its model, how far it has come, and the steps that take it further."""
+
+    def __init__(self, plan: WorkerPlan, replicas: Replicas, beat: Callable[[], None], float16: bool) -> None:
+        settings = plan.settings
+        self.plan, self.settings, self.replicas, self.beat = plan, settings, replicas, beat
+        self._float16 = float16
+        with replicas.strategy.scope():
+            keras.utils.set_random_seed(settings.seed)
+            self.model = synchronized(build_model(settings.model, settings.preprocessing.image_size_px, len(plan.classes)))
+            self.model.set_weights(ray.get(plan.initial_weights))
+        self.average = WeightAverage(self.model, settings.weight_averaging) if settings.weight_averaging else None
+        self.labels = plan.labels
+        self.clinical = encode_clinical(plan.photos.age, plan.photos.sex, plan.photos.site)
+        self.photos = PhotoReader(plan.photos, held_rows=2 * WINDOW_ROWS)
+        self.progress = Progress()
+        self.best: list[npt.NDArray[Any]] = []  # weights of the best epoch
+        self.best_logits = np.empty((0, 0), np.float32)  # its logits on validation
+        steps = plan.steps_per_epoch
+        # Of the running epoch, in the order of its steps, this worker's part alone; other workers' places are zero.
+        self.losses = np.zeros(steps, np.float64)
+        self.logits = np.zeros((steps * settings.global_batch_size, len(plan.classes)), np.float32)
+        self.phase: Phase | None = None
+        self.optimizer: keras.optimizers.Optimizer = None
+        self.train_step: Callable[[Batch, int], StepOutcome] | None = None
+        share = settings.global_batch_size // replicas.num_workers
+        self.predict = build_predict(replicas, self.model, share, beat)
+        self._restore()
+
+    def to_the_end(self) -> None:
+        """Runs what is left of the epochs."""
+        settings = self.settings
+        while not self.progress.is_over(settings.epochs, settings.early_stopping_epochs):
+            self._enter_phase()
+            trained = self._train_epoch()
+            validated, logits = self._validate()
+            record = trained | validated | {"epoch_s": trained["train_s"] + validated["validation_s"]}
+            self.progress = self.progress.after(record)
+            record |= {"best_auc": self.progress.best_auc, "best_epoch": self.progress.best_epoch}
+            if self.progress.best_epoch == self.progress.epoch:
+                self.best, self.best_logits = self._kept_weights(), logits
+            self.losses[:], self.logits[:] = 0, 0
+            self._tell(record)
+            self._checkpoint(record)
+
+    def _enter_phase(self) -> None:
+        """At a phase's first epoch, or after a restart: says which layers learn, and makes their optimizer and step."""
+        phase = next(phase for phase in phases(self.settings) if self.progress.epoch < phase.end_epoch)
+        if phase == self.phase:
+            return
+        transfer = self.settings.transfer
+        if self.settings.model.has_backbone:
+            set_trainable(self.model, phase.frozen_backbone, transfer.from_layer, transfer.batch_norm == "frozen")
+        with self.replicas.strategy.scope():
+            self.optimizer = build_optimizer(self.settings, phase, self.plan.steps_per_epoch, self._float16)
+            self.optimizer.build(self.model.trainable_variables)
+        self.train_step = build_train_step(self.replicas, self.model, self.optimizer, self.settings, self.plan.class_weight)
+        self.phase = phase
+
+    def _epoch_rows(self) -> npt.NDArray[np.int64]:
+        blocks = blocks_of(self.plan.train_rows, self.plan.photos.block_rows)
+        balanced_by = self.labels if self.settings.balance == "sampling" else None
+        return epoch_order(blocks, self.settings.seed, self.progress.epoch, balanced_by)
+
+    def _batches(self, order: npt.NDArray[np.int64]) -> Iterator[Batch]:
+        replicas, batch_size = self.replicas, self.settings.global_batch_size
+        first, steps = self.progress.step, self.plan.steps_per_epoch
+        taken = list(worker_batches(order, batch_size, replicas.rank, replicas.num_workers, first, steps))
+        self.photos.expect(order[first * batch_size : steps * batch_size])
+        return (Batch(self.photos.read(rows), self.clinical[rows], self.labels[rows]) for rows in taken)
+
+    def _train_epoch(self) -> dict[str, Any]:
+        """The steps of an epoch that are left: what they cost and how well the photos were told apart while learning."""
+        assert self.phase is not None
+        assert self.train_step is not None
+        epoch, first, steps = self.progress.epoch, self.progress.step, self.plan.steps_per_epoch
+        order = self._epoch_rows()
+        share = self.settings.global_batch_size // self.replicas.num_workers
+        clock = _CheckpointClock(self.settings, self.replicas.rank, first)
+        meter = _Meter(self.settings.global_batch_size)
+        pending: list[tuple[int, StepOutcome]] = []
+        for step, batch in enumerate(meter.waited_for(prefetched(self._batches(order))), start=first):
+            number = epoch * steps + step
+            pending.append((step, self.train_step(batch, number)))
+            if self.average:
+                self.average.update(tf.constant(number, tf.int32))
+            self.beat()
+            last = step + 1 == steps
+            due = not last and clock.due(step + 1)
+            if last or due or meter.silent_s >= SAID_EVERY_S or len(pending) >= 100:
+                self._take_in(pending, share)
+                self._tell(self._step_record(step + 1, meter), often=True)
+            if due:
+                self.progress = self.progress.at_step(step + 1)
+                self._checkpoint({"epoch": epoch, "step": step + 1})
+        train_s = meter.elapsed_s
+        losses, logits = self.replicas.sum(self.losses), self.replicas.sum(self.logits)
+        seen = order[: len(logits)]
+        return {
+            "kind": "epoch",
+            "epoch": epoch + 1,
+            "epochs": self.settings.epochs,
+            "phase": self.phase.name,
+            "steps": steps,
+            "resumed_at_step": first,
+            "workers": self.replicas.num_workers,
+            "learning_rate": current_learning_rate(self.optimizer),
+            "train_loss": float(losses.mean()),
+            **{f"train_{name}": value for name, value in self._figures(logits, self.labels[seen]).items()},
+            "images_per_s": meter.images_per_s,
+            "step_s": train_s / max(1, meter.steps),
+            "data_wait_s": meter.wait_s,
+            "train_s": train_s,
+        }
+
+    def _take_in(self, pending: list[tuple[int, StepOutcome]], share: int) -> None:
+        """Fetches what steps have computed; until then they may still be running on a GPU."""
+        batch_size, offset = self.settings.global_batch_size, self.replicas.rank * share
+        for step, (loss, logits) in pending:
+            self.losses[step] = float(loss)
+            start = step * batch_size + offset
+            self.logits[start : start + share] = logits.numpy()
+        pending.clear()
+
+    def _step_record(self, done: int, meter: "_Meter") -> dict[str, Any]:
+        assert self.phase is not None
+        recent = self.losses[max(0, done - 20) : done]
+        return {
+            "kind": "steps",
+            "epoch": self.progress.epoch + 1,
+            "epochs": self.settings.epochs,
+            "step": done,
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "phase": self.phase.name,
+            "loss": float(recent.mean()) * self.replicas.num_workers,  # this worker's photos stand for all
+            "learning_rate": current_learning_rate(self.optimizer),
+            "images_per_s": meter.images_per_s,
+            "step_s": meter.elapsed_s / max(1, meter.steps),
+            "data_wait_s": meter.wait_s / max(1, meter.steps),
+        }
+
+    def _validate(self) -> tuple[dict[str, Any], Logits]:
+        """Measures the weights that would be kept, on every validation photo once."""
+        started = time.monotonic()
+        learnt = self.model.get_weights() if self.average else None
+        if self.average:
+            self.model.set_weights(self.average.values())
+        rows = self.plan.validation_rows
+        logits = self.predict(self.photos, self.clinical, rows)
+        if learnt:
+            self.model.set_weights(learnt)
+        figures = self._figures(logits, self.labels[rows]) | {"loss": cross_entropy(logits, self.labels[rows])}
+        record = {f"validation_{name}": value for name, value in figures.items()}
+        return record | {"validation_s": time.monotonic() - started}, logits
+
+    def _figures(self, logits: Logits, labels: npt.NDArray[np.int32]) -> dict[str, float]:
+        auc = roc_auc(np.isin(labels, self.plan.malignant), malignancy(logits, self.plan.malignant))
+        return {"auc": auc, "balanced_accuracy": balanced_accuracy(labels, logits.argmax(axis=1))}
+
+    def _kept_weights(self) -> list[npt.NDArray[Any]]:
+        weights: list[npt.NDArray[Any]] = self.average.values() if self.average else self.model.get_weights()
+        return weights
+
+    def _tell(self, record: dict[str, Any], often: bool = False) -> None:
+        """Tells the person who watches, if the queue is still there: its loss with a node must not end the training."""
+        if self.replicas.rank != 0:
+            return
+        try:
+            self.plan.report.put(record, timeout=10)
+        except (ray.exceptions.RayError, Full):
+            if not often:
+                logging.getLogger(__name__).warning("epoch %s could not be reported", record["epoch"])
+
+    def _checkpoint(self, metrics: dict[str, Any]) -> None:
+        """Reports; all ranks must, and rank 0 adds the checkpoint."""
+        losses, logits = self.replicas.sum(self.losses), self.replicas.sum(self.logits)
+        if self.replicas.rank != 0:
+            ray.train.report(metrics)
+            return
+        arrays = {
+            "model": self.model.get_weights(),
+            "optimizer": [np.asarray(variable) for variable in self.optimizer.variables],
+            "average": self.average.values() if self.average else [],
+            "best": self.best,
+            "best_logits": [self.best_logits],
+            "epoch_losses": [losses],
+            "epoch_logits": [logits],
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder), self.progress, arrays)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        self.beat()
+
+    def _restore(self) -> None:
+        """Goes on from the run's last checkpoint when it has one."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        with checkpoint.as_directory() as folder:
+            self.progress, arrays = load_checkpoint(Path(folder))
+        self.model.set_weights(arrays["model"])
+        if self.average:
+            for variable, value in zip(self.average.variables, arrays["average"], strict=True):
+                variable.assign(value)
+        self.best, self.best_logits = arrays.get("best", []), arrays["best_logits"][0]
+        if self.replicas.rank == 0:  # the parts of all workers were added up; one of them goes on with the sum
+            self.losses[:], self.logits[:] = arrays["epoch_losses"][0], arrays["epoch_logits"][0]
+        if self.progress.is_over(self.settings.epochs, self.settings.early_stopping_epochs):
+            return
+        self._enter_phase()
+        assert self.phase is not None
+        if (self.progress.epoch, self.progress.step) != (self.phase.first_epoch, 0):  # else it is the phase before's
+            for variable, value in zip(self.optimizer.variables, arrays["optimizer"], strict=True):
+                variable.assign(value)
 
 
-def build_optimizer(settings: TrainSettings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """The optimizer with its learning rate: a linear warm-up, then a cosine to zero."""
-    steps = settings.epochs * steps_per_epoch
-    warmup = round(settings.warmup_fraction * steps)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else settings.learning_rate,
-        decay_steps=max(1, steps - warmup),
-        warmup_target=settings.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-    if settings.optimizer == "sgd":
-        return keras.optimizers.SGD(schedule, momentum=0.9, weight_decay=settings.weight_decay or None)
-    return keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay)
+class _Meter:
+    """What the steps of one epoch cost, in this process.
+
+    Args:
+        global_batch_size: Photos of one step.
+    """
+
+    def __init__(self, global_batch_size: int) -> None:
+        self._global_batch_size = global_batch_size
+        self._started = self._said = time.monotonic()
+        self.steps = 0
+        self.wait_s = 0.0
+
+    def waited_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; counts them and the seconds that each was waited for."""
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.wait_s += time.monotonic() - asked
+            yield batch
+            self.steps += 1
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the epoch began."""
+        return time.monotonic() - self._started
+
+    @property
+    def images_per_s(self) -> float:
+        """Photos a second over all workers."""
+        return self.steps * self._global_batch_size / max(1e-9, self.elapsed_s)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since this was last above the interval of progress lines; asking starts anew when it is."""
+        silent = time.monotonic() - self._said
+        if silent >= SAID_EVERY_S:
+            self._said = time.monotonic()
+        return silent
 
 
-def _strategy(settings: TrainSettings) -> tf.distribute.Strategy:
-    implementation = tf.distribute.experimental.CommunicationImplementation
-    # Without timeout_seconds: TensorFlow 2.21 keeps a sleeping thread for every collective until its timeout has passed,
-    # and BatchNorm alone makes over a hundred collectives a step. At 600 s, MobileNet's workers held 10,000 threads after
-    # two minutes and were aborted after four, when a thread could not be made. `Watchdog` does this instead.
-    options = tf.distribute.experimental.CommunicationOptions(
-        implementation=implementation.NCCL if settings.gpus_per_worker else implementation.RING
-    )
-    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+class _CheckpointClock:
+    """Says after which steps to checkpoint; all ranks get the same answer.
 
+    Every `checkpoint_steps`, or by rank 0's clock: it looks after ten steps how long a step takes, and sets the step at which
+    all look again.
+    """
 
-def _train_step(
-    strategy: tf.distribute.Strategy, model: keras.Model, optimizer: keras.optimizers.Optimizer, plan: WorkerPlan
-) -> Callable[[Batch, int], tf.Tensor]:
-    """One synchronous step: this worker's share of a global batch in, the mean loss over all workers out."""
-    settings = plan.settings
-    with strategy.scope():
-        augment = Augmentation(settings.augmentation)
-    loss_of = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing, reduction=None)
-    class_weight = tf.constant(plan.class_weight, plan.precision)
-    local_replicas = max(1, settings.gpus_per_worker)
+    _FIRST_LOOK = 10
 
-    def replica_step(pixels: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        context = tf.distribute.get_replica_context()
-        seed = tf.stack([settings.seed, step])
-        photos = augment(pixels, seed, context.replica_id_in_sync_group, context.num_replicas_in_sync)
-        with tf.GradientTape() as tape:
-            logits = model(photos, training=True)
-            losses = loss_of(tf.one_hot(labels, len(plan.classes), dtype=logits.dtype), logits)
-            loss = tf.nn.compute_average_loss(
-                losses, sample_weight=tf.gather(class_weight, labels), global_batch_size=settings.global_batch_size
-            )
-        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-        return loss
+    def __init__(self, settings: TrainSettings, rank: int, first_step: int) -> None:
+        self._every, self._interval_s, self._rank = settings.checkpoint_steps, settings.checkpoint_minutes * 60, rank
+        self._began, self._began_step = time.monotonic(), first_step
+        self._next = first_step + self._FIRST_LOOK
 
-    @tf.function  # type: ignore[untyped-decorator]
-    def step_of_all(pixels: Any, labels: Any, step: tf.Tensor) -> tf.Tensor:
-        losses = strategy.run(replica_step, args=(pixels, labels, step))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+    def due(self, done: int) -> bool:
+        """True when a checkpoint belongs after step `done` of the epoch, counted from 1."""
+        if self._every:
+            return done % self._every == 0
+        if done < self._next:
+            return False
+        due, self._next = broadcast_from_rank_zero(self._look(done) if self._rank == 0 else None)
+        if due:
+            self._began, self._began_step = time.monotonic(), done
+        return bool(due)
 
-    def run(batch: Batch, step: int) -> tf.Tensor:
-        pixels, labels = (_per_replica(strategy, part, local_replicas) for part in batch)
-        return step_of_all(pixels, labels, tf.constant(step, tf.int32))
-
-    return run
-
-
-def _per_replica(strategy: tf.distribute.Strategy, values: npt.NDArray[Any], local_replicas: int) -> Any:
-    """Divides a worker's share evenly among its GPUs."""
-    if local_replicas == 1:
-        return tf.constant(values)
-    parts = np.split(values, local_replicas)
-    return strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(parts[context.replica_id_in_sync_group % local_replicas])
-    )
-
-
-def _run_epoch(
-    train_step: Callable[[Batch, int], tf.Tensor], batches: Iterator[Batch], first_step: int, watchdog: Watchdog
-) -> tuple[float, float]:
-    """Runs every step of an epoch: the mean loss, and the seconds that steps waited for photos."""
-    losses = []
-    waited_s = 0.0
-    asked = time.monotonic()
-    for offset, batch in enumerate(batches):
-        waited_s += time.monotonic() - asked
-        losses.append(train_step(batch, first_step + offset))
-        watchdog.beat()
-        asked = time.monotonic()
-    return float(np.mean([loss.numpy() for loss in losses])), waited_s
-
-
-def _distributed_predict(
-    strategy: tf.distribute.Strategy,
-    model: keras.Model,
-    settings: TrainSettings,
-    num_classes: int,
-    rank: int,
-    num_workers: int,
-    watchdog: Watchdog,
-) -> Callable[[CachedReader, int], npt.NDArray[np.float32]]:
-    """Exact distributed inference: every row once, whatever the number of workers; all ranks get all logits."""
-    size = settings.preprocessing.image_size_px
-    batch_size = settings.global_batch_size // num_workers
-
-    @tf.function(input_signature=[tf.TensorSpec((batch_size, size, size, 3), tf.uint8)])  # type: ignore[untyped-decorator]
-    def forward(pixels: tf.Tensor) -> tf.Tensor:
-        return model(pixels, training=False)
-
-    @tf.function  # type: ignore[untyped-decorator]
-    def sum_over_workers(values: Any) -> tf.Tensor:
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
-
-    def predict(photos: CachedReader, count: int) -> npt.NDArray[np.float32]:
-        mine = np.arange(rank, count, num_workers)
-        logits = np.zeros((count, num_classes), np.float32)
-        for start in range(0, len(mine), batch_size):
-            rows = mine[start : start + batch_size]
-            padded = np.resize(rows, batch_size)  # a short last batch repeats its rows
-            watchdog.beat()
-            logits[rows] = forward(tf.constant(photos.read(padded))).numpy()[: len(rows)]
-        # Each row is zero on all workers but one, so the sum is that one's value, exactly.
-        local_replicas = max(1, settings.gpus_per_worker)
-        nothing = np.zeros_like(logits)
-        whole: Any = strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(logits if context.replica_id_in_sync_group % local_replicas == 0 else nothing)
-        )
-        return np.asarray(sum_over_workers(whole))
-
-    return predict
-
-
-def malignancy(logits: npt.NDArray[np.float32], malignant: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """The summed softmax probability of the malignant classes, float64 [N]."""
-    probabilities = scipy.special.softmax(logits.astype(np.float64), axis=1)
-    return np.asarray(probabilities[:, list(malignant)].sum(axis=1))
-
-
-def cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> float:
-    """The mean negative log-likelihood of the labels, in nats."""
-    return -float(scipy.special.log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
-
-
-def _restore(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> tuple[TrainingState, BestEpoch | None]:
-    """Goes on from the run's last checkpoint when it has one."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return TrainingState(), None
-    with checkpoint.as_directory() as folder:
-        path = Path(folder)
-        model.load_weights(path / WEIGHTS)
-        with np.load(path / OPTIMIZER) as stored:
-            for variable, name in zip(optimizer.variables, stored.files, strict=True):
-                variable.assign(stored[name])
-        state = TrainingState(**json.loads((path / STATE).read_bytes()))
-        return state, read_best(path)
-
-
-def read_best(folder: Path) -> BestEpoch:
-    """The best epoch's weights and validation logits from a checkpoint's folder."""
-    with np.load(folder / BEST) as stored:
-        weights = [stored[name] for name in stored.files if name != "logits"]
-        return BestEpoch(weights=weights, logits=stored["logits"])
-
-
-def _checkpoint(
-    rank: int,
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    state: TrainingState,
-    best: BestEpoch | None,
-    record: dict[str, Any],
-) -> None:
-    """Reports an epoch; all ranks must, and rank 0 adds the checkpoint."""
-    if rank != 0 or best is None:
-        ray.train.report(record)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        model.save_weights(path / WEIGHTS)
-        optimizer_values = {f"{number:05d}": np.asarray(variable) for number, variable in enumerate(optimizer.variables)}
-        np.savez(path / OPTIMIZER, **optimizer_values)  # type: ignore[arg-type]
-        best_weights = {f"{number:05d}": weight for number, weight in enumerate(best.weights)}
-        np.savez(path / BEST, logits=best.logits, **best_weights)  # type: ignore[arg-type]
-        (path / STATE).write_text(json.dumps(asdict(state)))
-        ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    def _look(self, done: int) -> tuple[bool, int]:
+        passed_s = time.monotonic() - self._began
+        step_s = passed_s / max(1, done - self._began_step)
+        # A look that comes a little early counts: better than another look for the last seconds.
+        due = passed_s >= 0.9 * self._interval_s
+        left_s = self._interval_s if due else self._interval_s - passed_s
+        return due, done + max(1, math.ceil(left_s / step_s))

@@ -9,6 +9,7 @@ import pytest
 
 from skinray import storage
 from skinray.bundle import CHECKSUMS, FILES, Labels, OperatingPoint, OperatingPoints, bundle_exists, load_bundle, save_bundle
+from skinray.clinical import clinical_metadata
 from skinray.errors import BundleError, StorageError
 from skinray.images import Preprocessing
 from skinray.training_config import ModelSettings
@@ -192,6 +193,82 @@ def test_a_model_that_keras_cannot_load_is_refused(folder: Path) -> None:
     with pytest.raises(BundleError, match=r"model\.keras cannot be loaded") as caught:
         bundle.load_model()
     assert len(str(caught.value).splitlines()) == 1
+
+
+# The second input
+
+
+def save_with_clinical(uri: str, metadata: dict[str, object]) -> str:
+    from skinray.model import build_model, with_probabilities
+
+    model = with_probabilities(build_model(ModelSettings(name="cnn_functional", clinical_input=True), 32, 2))
+    return save_bundle(uri, model, PREPROCESSING, LABELS, POINTS, metadata, "# card")
+
+
+@pytest.fixture(scope="module")
+def saved_with_clinical(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clinical") / "bundle"
+    save_with_clinical(str(folder), METADATA)
+    return folder
+
+
+@pytest.fixture
+def clinical_folder(saved_with_clinical: Path, tmp_path: Path) -> Path:
+    """A copy of a bundle with a second input, to change."""
+    return Path(shutil.copytree(saved_with_clinical, tmp_path / "bundle"))
+
+
+def test_a_second_input_is_recorded_with_its_encoding(saved_with_clinical: Path, saved: tuple[Path, str]) -> None:
+    bundle = load_bundle(str(saved_with_clinical))
+    assert bundle.takes_clinical
+    assert bundle.metadata["clinical"] == clinical_metadata()
+    assert METADATA.items() <= bundle.metadata.items()
+    assert [one.name for one in bundle.load_model().inputs] == ["photo", "clinical"]
+    plain = load_bundle(str(saved[0]))
+    assert not plain.takes_clinical
+    assert "clinical" not in plain.metadata
+
+
+def test_metadata_may_say_the_encoding_themselves_but_not_another(tmp_path: Path) -> None:
+    save_with_clinical(str(tmp_path / "same"), {"clinical": clinical_metadata()})
+    save_with_clinical(str(tmp_path / "other"), {"clinical": {"version": 0, "columns": []}})
+    for name in ("same", "other"):
+        assert load_bundle(str(tmp_path / name)).metadata["clinical"] == clinical_metadata()
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {**clinical_metadata(), "version": 2},
+        {**clinical_metadata(), "columns": [*clinical_metadata()["columns"], "diameter_mm"]},
+        {**clinical_metadata(), "columns": clinical_metadata()["columns"][::-1]},
+        {"version": 1},
+        {},
+        [],
+        "1",
+        False,
+    ],
+    ids=["version", "column", "order", "none", "empty", "list", "text", "false"],
+)
+def test_another_encoding_is_refused(clinical_folder: Path, stored: object) -> None:
+    content = json.loads((clinical_folder / "metadata.json").read_bytes())
+    write_again(clinical_folder, "metadata.json", json.dumps({**content, "clinical": stored}).encode())
+    message = refusal(clinical_folder)
+    assert "encoding of age, sex and site" in message
+    assert "train it again" in message
+
+
+def test_a_second_input_without_its_encoding_is_refused(clinical_folder: Path) -> None:
+    write_again(clinical_folder, "metadata.json", json.dumps({"schema_version": 1}).encode())
+    with pytest.raises(BundleError, match=r"the model takes photo and clinical, and metadata\.json does not state"):
+        load_bundle(str(clinical_folder)).load_model()
+
+
+def test_an_encoding_without_its_input_is_refused(folder: Path) -> None:
+    content = json.loads((folder / "metadata.json").read_bytes())
+    write_again(folder, "metadata.json", json.dumps({**content, "clinical": clinical_metadata()}).encode())
+    with pytest.raises(BundleError, match=r"the model takes photo, and metadata\.json states"):
+        load_bundle(str(folder)).load_model()
 
 
 @pytest.mark.s3

@@ -11,6 +11,7 @@ from PIL import Image
 
 from skinray.bundle import Bundle, Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
 from skinray.classifier import Classifier, use_threads
+from skinray.clinical import CLINICAL_WIDTH, NO_CLINICAL, encode_clinical
 from skinray.images import Preprocessing, decode_photo
 from skinray.training_config import ModelSettings
 
@@ -33,19 +34,25 @@ def make_lively(network: "keras.Model") -> None:
     for layer in layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0
-    network(photos(32), training=True)
+    network([photos(32), clinical(32)][: len(network.inputs)], training=True)
 
 
-@pytest.fixture(scope="module", params=["cnn_sequential", "mobilenet"])
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def clinical(count: int) -> NDArray[np.float32]:
+    rng = np.random.default_rng(4)
+    sites = rng.choice(["face", "back", "foot", "acral", ""], count)
+    return encode_clinical(rng.uniform(0, 99, count), rng.choice(["male", "female", ""], count), sites)
+
+
+def saved(settings: ModelSettings, folder: Path) -> Bundle:
+    """A bundle of an untrained network whose answers differ."""
     import keras
 
     from skinray.model import build_model, with_probabilities
 
     keras.utils.set_random_seed(2)
-    network = build_model(ModelSettings(name=request.param, mobilenet_alpha=0.25), SIZE_PX, 3)
+    network = build_model(settings, SIZE_PX, 3)
     make_lively(network)
-    uri = str(tmp_path_factory.mktemp(request.param) / "bundle")
+    uri = str(folder / "bundle")
     point = OperatingPoint(threshold=0.5, sensitivity=0.8, specificity=0.8, measured_on="validation")
     save_bundle(
         uri,
@@ -57,6 +64,21 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "# card",
     )
     return load_bundle(uri)
+
+
+@pytest.fixture(scope="module", params=["cnn_sequential", "mobilenet"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return saved(ModelSettings(name=request.param, mobilenet_alpha=0.25), tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def clinical_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return saved(ModelSettings(name="cnn_functional", clinical_input=True), tmp_path_factory.mktemp("clinical"))
+
+
+@pytest.fixture(scope="module")
+def clinical_classifier(clinical_bundle: Bundle) -> Classifier:
+    return Classifier(clinical_bundle, batch_size=BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +152,48 @@ def test_threads_may_be_asked_for_when_tensorflow_already_runs(classifier: Class
     before = classifier.probabilities(photos(3))
     use_threads(1)
     np.testing.assert_array_equal(classifier.probabilities(photos(3)), before)
+
+
+# Age, sex and site
+
+
+@pytest.mark.parametrize("count", [0, 1, BATCH, 2 * BATCH + 1])
+def test_the_answer_for_two_inputs_is_that_of_the_model(
+    clinical_classifier: Classifier, clinical_bundle: Bundle, count: int
+) -> None:
+    model = clinical_bundle.load_model()
+    probabilities = clinical_classifier.probabilities(photos(count), clinical(count))
+    assert probabilities.shape == (count, 3)
+    if count:
+        expected = np.asarray(model([photos(count), clinical(count)], training=False))
+        np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+
+
+def test_every_lesion_goes_with_its_own_data(clinical_classifier: Classifier) -> None:
+    count = 2 * BATCH + 1
+    pixels = np.repeat(photos(1), count, axis=0)
+    together = clinical_classifier.probabilities(pixels, clinical(count))
+    alone = [clinical_classifier.probabilities(photos(1), row[np.newaxis])[0] for row in clinical(count)]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert together.std(axis=0).max() > 0.01  # otherwise the line above means nothing
+
+
+def test_nothing_said_is_nothing_known(clinical_classifier: Classifier) -> None:
+    assert clinical_classifier.takes_clinical
+    unknown = clinical_classifier.probabilities(photos(6))
+    np.testing.assert_array_equal(unknown, clinical_classifier.probabilities(photos(6), np.repeat(NO_CLINICAL, 6, axis=0)))
+    assert np.abs(unknown - clinical_classifier.probabilities(photos(6), clinical(6))).max() > 0.01
+
+
+def test_a_bundle_with_one_input_ignores_the_second(classifier: Classifier) -> None:
+    assert not classifier.takes_clinical
+    np.testing.assert_array_equal(classifier.probabilities(photos(6), clinical(6)), classifier.probabilities(photos(6)))
+
+
+@pytest.mark.parametrize("shape", [(5, CLINICAL_WIDTH), (1, CLINICAL_WIDTH), (6, CLINICAL_WIDTH + 1), (CLINICAL_WIDTH,)])
+def test_data_of_other_lesions_are_refused(
+    clinical_classifier: Classifier, classifier: Classifier, shape: tuple[int, ...]
+) -> None:
+    for either in (clinical_classifier, classifier):
+        with pytest.raises(ValueError, match="for 6 photos"):
+            either.probabilities(photos(6), np.zeros(shape, np.float32))

@@ -137,9 +137,21 @@ def test_the_page_names_the_model_and_says_it_is_not_a_medical_device(served: st
     assert trained.model_id in page
     assert "not a medical device" in page
     assert "{{" not in page
+    assert "{%" not in page
     assert "http://" not in page
     assert "https://" not in page, "the page works without the internet"
     with urllib.request.urlopen(f"{served}openapi.json", timeout=30) as response:
         assert "multipart/form-data" in json.load(response)["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
     with urllib.request.urlopen(f"{served}v1/model", timeout=30) as response:
-        assert json.load(response)["labels"]["malignant"] == ["malignant"]
+        model = json.load(response)
+    assert (model["labels"]["malignant"], model["takes_clinical"]) == (["malignant"], False)
+
+
+def test_a_model_that_looks_at_the_photo_alone_asks_for_nothing_else(served: str, drawn_photos: Path) -> None:
+    with urllib.request.urlopen(served, timeout=30) as response:
+        page = response.read().decode()
+    assert "fieldset" not in page
+    assert 'name="age"' not in page
+    photo = min((drawn_photos / "images").iterdir()).read_bytes()
+    assert post(f"{served}v1/predict?age=50&sex=male&site=back", photo)[:2] == post(f"{served}v1/predict", photo)[:2]
+    assert post(f"{served}v1/predict?age=500", photo)[0] == 422

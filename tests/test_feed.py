@@ -11,9 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from skinray.feed import epoch_order, prefetched, worker_batches
+from skinray.feed import blocks_of, prefetched, worker_batches
+from skinray.feed import epoch_order as order_of_blocks
 
 blocks = st.lists(st.integers(0, 20), max_size=12)
+
+
+def epoch_order(block_rows: list[int], seed: int, epoch: int, window_rows: int = 8192) -> NDArray[np.int64]:
+    """The order of all rows of the blocks."""
+    return order_of_blocks(blocks_of(np.arange(sum(block_rows)), block_rows), seed, epoch, window_rows=window_rows)
 
 
 def batches(
@@ -73,6 +79,48 @@ def test_a_data_set_within_one_window_is_shuffled_as_a_whole() -> None:
     order = epoch_order([100] * 10, seed=0, epoch=0, window_rows=1000)
     blocks_in_the_first_tenth = set((order[:100] // 100).tolist())
     assert len(blocks_in_the_first_tenth) == 10
+
+
+@settings(deadline=None, max_examples=50)
+@given(block_rows=blocks, chosen=st.sets(st.integers(0, 240)))
+def test_the_chosen_rows_are_parted_by_their_blocks(block_rows: list[int], chosen: set[int]) -> None:
+    rows = np.array(sorted(row for row in chosen if row < sum(block_rows)), np.int64)
+    parts = blocks_of(rows, block_rows)
+    assert np.concatenate([*parts, rows[:0]]).tolist() == rows.tolist()
+    ends = np.cumsum(block_rows)
+    for part, rows_of_block, end in zip(parts, block_rows, ends, strict=False):
+        assert all(end - rows_of_block <= row < end for row in part)
+
+
+# Balance
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    classes=st.lists(st.integers(0, 3), min_size=1, max_size=80),
+    split=st.integers(1, 80),
+    seed=st.integers(0, 99),
+    window_rows=st.integers(1, 100),
+)
+def test_balanced_every_class_comes_equally_often(classes: list[int], split: int, seed: int, window_rows: int) -> None:
+    split = min(split, len(classes))
+    parts = blocks_of(np.arange(len(classes)), [split, len(classes) - split])
+    kinds = np.array(classes, np.int32)
+    order = order_of_blocks(parts, seed, 0, balanced_by=kinds, window_rows=window_rows)
+    assert len(order) == len(classes), "an epoch stays as long"
+    if window_rows >= len(classes):
+        counts = np.bincount(kinds[order])[np.unique(kinds)]
+        assert counts.max() - counts.min() <= 1
+        for code in np.unique(kinds):
+            taken = np.bincount(order[kinds[order] == code], minlength=len(classes))[kinds == code]
+            assert taken.max() - taken.min() <= 1, "no photo of a class comes twice more often than another of it"
+
+
+def test_balanced_epochs_differ_in_which_photos_of_the_frequent_class_they_take() -> None:
+    kinds = np.array([0] * 90 + [1] * 10, np.int32)
+    taken = [set(order_of_blocks([np.arange(100)], 0, epoch, balanced_by=kinds).tolist()) for epoch in range(3)]
+    assert taken[0] != taken[1] != taken[2]
+    assert all(set(range(90, 100)) <= rows for rows in taken), "every rare photo comes in every epoch"
 
 
 # Workers

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from skinray.bundle import OperatingPoint, OperatingPoints
-from skinray.reports import NOT_A_DEVICE, confusion_plot, roc_plot, training_card
+from skinray.reports import NOT_A_DEVICE, confusion_plot, roc_plot, training_card, training_curves
 from skinray.taxonomy import TARGETS
 
 POSITIVE = np.array([True, False, True, True, False, False])
@@ -73,6 +73,63 @@ def test_other_figures_are_other_bytes() -> None:
     assert confusion_plot(np.array([[5, 1], [2, 3]]), ("a", "b"), "") != confusion_plot(
         np.array([[5, 2], [1, 3]]), ("a", "b"), ""
     )
+
+
+def history(epochs: int, frozen: int = 0, **changes: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "epoch": epoch,
+            "phase": "frozen backbone" if epoch <= frozen else "fine-tuning",
+            "train_loss": 0.7 / epoch,
+            "validation_loss": 0.8 / epoch,
+            "train_auc": 1 - 0.5 / epoch,
+            "validation_auc": 0.95 - 0.5 / epoch,
+        }
+        | changes
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def shades(png: bytes, color: tuple[int, int, int]) -> int:
+    """How many pixels have a color."""
+    pixels = np.asarray(opened(png).convert("RGB"))
+    return int((pixels == color).all(axis=-1).sum())
+
+
+TRAINING_COLOR, VALIDATION_COLOR, FROZEN_COLOR = (0xD1, 0x79, 0x2A), (0x1F, 0x5F, 0x8B), (237, 237, 237)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 20, 100])
+def test_the_curves_are_two_plots_side_by_side(epochs: int) -> None:
+    png = training_curves(history(epochs, frozen=epochs // 4), 1, "resnet50")
+    assert opened(png).size == (1200, 500)
+    for side in (slice(None, 600), slice(600, None)):
+        pixels = np.asarray(opened(png).convert("RGB"))[:420, side]  # the legend lies below
+        for color in (TRAINING_COLOR, VALIDATION_COLOR):
+            assert (pixels == color).all(axis=-1).any()
+
+
+def test_the_curves_shade_the_epochs_with_a_frozen_backbone() -> None:
+    assert shades(training_curves(history(8), 8, ""), FROZEN_COLOR) < 100  # some of the letters' edges
+    narrow, wide = (shades(training_curves(history(8, frozen=frozen), 8, ""), FROZEN_COLOR) for frozen in (2, 4))
+    assert 1.5 * narrow < wide < 2.5 * narrow
+
+
+def test_the_curves_mark_the_best_epoch() -> None:
+    assert training_curves(history(8), 3, "") != training_curves(history(8), 4, "")
+    assert training_curves(history(8), 3, "") == training_curves(history(8), 3, "")
+
+
+@pytest.mark.parametrize("changes", [{"train_loss": None, "train_auc": None}, {"train_loss": np.nan, "train_auc": np.nan}])
+def test_curves_that_were_not_measured_are_left_out(changes: dict[str, Any]) -> None:
+    png = training_curves(history(5, **changes), 5, "")
+    assert shades(png, TRAINING_COLOR) == 0
+    assert shades(png, VALIDATION_COLOR) > 100
+
+
+def test_old_histories_without_phase_and_training_auc_are_drawn() -> None:
+    old = [{name: epoch[name] for name in ("epoch", "train_loss", "validation_loss", "validation_auc")} for epoch in history(3)]
+    assert shades(training_curves(old, 3, ""), TRAINING_COLOR) > 0
 
 
 @pytest.mark.parametrize("target", ["binary", "ham7"])

@@ -11,6 +11,8 @@ from skinray import storage
 from skinray.cli import main
 from skinray.config import ScoreSettings
 from skinray.errors import BundleError, OutputExistsError, StorageError
+from skinray.images import Preprocessing
+from skinray.photos import decoded_photos, list_photos
 from skinray.scoring import score_archive
 from skinray.shards import PreparedDataset
 from skinray.synthetic import BROKEN_KINDS, break_file
@@ -83,6 +85,25 @@ def test_shards_and_the_loose_files_they_were_made_from_give_the_same_scores(
     both = from_shards.merge(from_files, on=["image_id", "image_sha256"])
     assert len(both) == 240
     assert np.abs(both["malignancy_score_x"] - both["malignancy_score_y"]).max() <= 1e-5
+
+
+def test_blocks_carry_what_the_data_set_says_of_age_sex_and_site(prepared: PreparedDataset, drawn_photos: Path) -> None:
+    listing = list_photos(prepared.uri, 100, "path")
+    blocks = [*decoded_photos(listing, Preprocessing(image_size_px=16)).iter_batches(batch_size=None, batch_format="numpy")]
+    columns = ["image_id", "age", "sex", "site"]
+    found = pd.concat([pd.DataFrame({name: block[name] for name in columns}) for block in blocks]).set_index("image_id")
+    stated = pd.read_csv(drawn_photos / "metadata.csv", keep_default_na=False).set_index("image_id").loc[found.index]
+    assert found["sex"].tolist() == stated["sex"].tolist()
+    assert found["site"].tolist() == stated["site"].tolist()
+    np.testing.assert_array_equal(found["age"], pd.to_numeric(stated["age"].replace("", "nan")))
+    assert {found["age"].isna().any(), (found["sex"] == "").any(), (found["site"] == "").any()} == {True}
+
+
+def test_of_loose_files_nothing_is_known(archive: Path) -> None:
+    listing = list_photos(str(archive), 16, "path")
+    for block in decoded_photos(listing, Preprocessing(image_size_px=16)).iter_batches(batch_size=None, batch_format="numpy"):
+        assert np.isnan(block["age"]).all()
+        assert {*block["sex"], *block["site"]} == {""}
 
 
 def test_too_many_bad_photos_end_with_exit_code_3_and_still_publish(

@@ -1,0 +1,189 @@
+"""Hyperparameter search: Ray Tune draws settings, each trial is a training run, the best one's bundle is kept.
+
+<output>/trials/<name>/   a training run each, named after what was drawn
+<output>/search.json      every trial with its settings and best validation ROC-AUC, best first
+<output>/bundle/          the best trial's
+<output>/_manifest.json   written last
+
+The draws follow from the seed, so the same command after a kill draws the same trials: finished ones are known at once, the
+one that was cut off goes on from its checkpoint.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import ray.tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from skinray import storage
+from skinray.errors import ConfigError, TrainingError
+from skinray.shards import open_dataset
+from skinray.telemetry import say
+from skinray.training import run_identity, train
+from skinray.training_config import SearchSettings, TrainSettings, with_changes
+
+RESULTS_NAME = "search.json"
+_METRIC = "validation_auc"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        bundle_uri: The best trial's bundle.
+        model_id: Its id.
+        best: Its settings that were drawn.
+        trials: Every trial: name, what was drawn, best validation ROC-AUC, epochs done; best first.
+    """
+
+    bundle_uri: str
+    model_id: str
+    best: dict[str, Any]
+    trials: list[dict[str, Any]]
+
+
+def search(settings: SearchSettings) -> SearchResult:
+    """Tries settings, or goes on with a search that was cut off, or returns what a finished one found.
+
+    Raises:
+        ConfigError: The space names a setting that is none, or values that it cannot have.
+        TrainingError: No trial ended.
+        What `train` raises.
+    """
+    dataset = open_dataset(settings.data)
+    space = {name: parse_draw(name, text) for name, text in settings.space.items()}
+    _check_space(settings, space)
+    identity = run_identity(settings, dataset) | {"space": settings.space, "trials": settings.trials}
+    manifest_uri = storage.join(settings.output, storage.MANIFEST_NAME)
+    if storage.exists(manifest_uri):
+        manifest = storage.read_json(manifest_uri)
+        if manifest.get("identity") == json.loads(json.dumps(identity)):
+            say(f"search: {settings.output} is finished already; nothing to do")
+            return SearchResult(**{name: manifest[name] for name in SearchResult.__dataclass_fields__})
+    storage.claim_folder(settings.output, "search", identity, keep=True)
+    trials = _run_trials(settings, space)
+    best = next((trial for trial in trials if trial["finished"]), None)
+    if best is None:
+        raise TrainingError(f"{settings.output}: no trial ended")
+    run_uri = storage.join(settings.output, "trials", best["name"])
+    bundle_uri = storage.join(settings.output, "bundle")
+    storage.copy_folder(storage.join(run_uri, "bundle"), bundle_uri)
+    run = storage.read_json(storage.join(run_uri, storage.MANIFEST_NAME))
+    found = SearchResult(bundle_uri, run["model_id"], best["drawn"], trials)
+    storage.write_json(storage.join(settings.output, RESULTS_NAME), trials)
+    manifest = {"kind": "skinray-search", "schema_version": 1, "identity": identity, **found.__dict__}
+    storage.publish_folder(storage.normalize(settings.output), manifest)
+    return found
+
+
+def parse_draw(name: str, text: str) -> Any:
+    """What Ray Tune draws a setting from.
+
+    Args:
+        name: The setting, for messages.
+        text: "log LOW HIGH", "uniform LOW HIGH", "int LOW HIGH" or "choice VALUE ...".
+
+    Raises:
+        ConfigError: The text is none of these.
+    """
+    kind, *words = text.split()
+    try:
+        if kind == "choice" and words:
+            return ray.tune.choice([_value(word) for word in words])
+        low, high = (float(word) for word in words)
+        if kind == "log" and 0 < low < high:
+            return ray.tune.loguniform(low, high)
+        if kind == "uniform" and low < high:
+            return ray.tune.uniform(low, high)
+        if kind == "int" and low < high and low.is_integer() and high.is_integer():
+            return ray.tune.randint(int(low), int(high) + 1)
+    except ValueError:
+        pass
+    raise ConfigError(
+        f'space.{name}: {text!r} is neither "log LOW HIGH", "uniform LOW HIGH", "int LOW HIGH" nor "choice VALUE ..."'
+    )
+
+
+def _value(word: str) -> Any:
+    try:
+        return json.loads(word)  # numbers, true, false, null
+    except ValueError:
+        return word
+
+
+def _check_space(settings: SearchSettings, space: dict[str, Any]) -> None:
+    """Refuses before the first trial what its settings would refuse after hours."""
+    for name, drawn in space.items():
+        whole_numbers = isinstance(drawn, ray.tune.search.sample.Integer)  # their upper end is not drawn itself
+        ends = drawn.categories if hasattr(drawn, "categories") else [drawn.lower, drawn.upper - whole_numbers]
+        for value in ends:
+            try:
+                with_changes(settings, {name: value})
+            except ValueError as error:
+                reason = " ".join(str(error).split("[type=")[0].split())
+                raise ConfigError(f"space.{name}: {value!r} cannot be set: {reason}") from error
+
+
+def _run_trials(settings: SearchSettings, space: dict[str, Any]) -> list[dict[str, Any]]:
+    def trial(drawn: dict[str, Any]) -> None:
+        chosen = trial_settings(settings, drawn)
+        trained = train(chosen, on_epoch=lambda record: ray.tune.report(_reported(record, finished=False)))
+        best = max(record[_METRIC] for record in trained.history)
+        ray.tune.report({_METRIC: best, "best_auc": best, "epoch": settings.epochs + 1, "finished": True})
+
+    scheduler: Any = FIFOScheduler()  # type: ignore[no-untyped-call]
+    if settings.epochs > settings.grace_epochs:
+        scheduler = ASHAScheduler(time_attr="epoch", max_t=settings.epochs + 1, grace_period=settings.grace_epochs)
+    tuner = ray.tune.Tuner(
+        # The trial itself only waits; its workers ask for what they need.
+        ray.tune.with_resources(trial, {"cpu": 0}),
+        param_space=space,
+        tune_config=ray.tune.TuneConfig(
+            metric=_METRIC,
+            mode="max",
+            num_samples=settings.trials,
+            max_concurrent_trials=settings.concurrent_trials,
+            scheduler=scheduler,
+            search_alg=BasicVariantGenerator(random_state=settings.seed, max_concurrent=settings.concurrent_trials),
+        ),
+        run_config=ray.tune.RunConfig(
+            name="tune",
+            storage_path=storage.path_of(settings.output),
+            storage_filesystem=storage.arrow_filesystem(settings.output),
+            verbose=0,
+        ),
+    )
+    rows = []
+    results = tuner.fit()
+    for result in (results[number] for number in range(len(results))):
+        metrics, drawn = result.metrics or {}, dict(result.config or {})
+        if result.error:
+            say(f"search: {trial_name(drawn)} failed: {str(result.error).strip().splitlines()[-1]}")
+        rows.append(
+            {
+                "name": trial_name(drawn),
+                "drawn": drawn,
+                "validation_auc": metrics.get("best_auc"),
+                "epochs": min(metrics.get("epoch", 0), settings.epochs),
+                "finished": bool(metrics.get("finished", False)),
+            }
+        )
+    return sorted(rows, key=lambda row: -(row["validation_auc"] or 0.0))
+
+
+def _reported(record: dict[str, Any], finished: bool) -> dict[str, Any]:
+    return {_METRIC: record[_METRIC], "best_auc": record["best_auc"], "epoch": record["epoch"], "finished": finished}
+
+
+def trial_settings(settings: SearchSettings, drawn: dict[str, Any]) -> TrainSettings:
+    """The training settings of one trial."""
+    output = storage.join(settings.output, "trials", trial_name(drawn))
+    return with_changes(settings, {**drawn, "output": output})
+
+
+def trial_name(drawn: dict[str, Any]) -> str:
+    """A folder's name for what was drawn: short, and the same for the same draw."""
+    return storage.sha256_of(json.dumps(drawn, sort_keys=True).encode())[:10]

@@ -1,0 +1,181 @@
+"""A bundle that looks at age, sex and site: over HTTP what a data set states can be stated too, and the answer is the same."""
+
+import datetime
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from skinray.bundle import Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
+from skinray.clinical import SITE_NAMES
+from skinray.config import EvaluateSettings, ScoreSettings, ServeSettings
+from skinray.evaluation import evaluate
+from skinray.images import Preprocessing, decode_photo
+from skinray.scoring import score_archive
+from skinray.serving import start_serving, stop_serving
+from skinray.shards import PreparedDataset
+from skinray.training_config import ModelSettings
+from tests.conftest import free_port
+
+pytestmark = pytest.mark.ray
+
+COLUMNS = ["prob_benign", "prob_malignant"]
+
+
+@pytest.fixture(scope="module")
+def bundle_uri(drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bundle of an untrained network to which what is known of a lesion matters as much as its photo."""
+    import keras
+
+    from skinray.model import build_model, with_probabilities
+
+    keras.utils.set_random_seed(7)
+    preprocessing = Preprocessing(image_size_px=48)
+    network = build_model(ModelSettings(name="cnn_functional", clinical_input=True), 48, 2)
+    some = [decode_photo(path.read_bytes(), preprocessing).pixels for path in sorted((drawn_photos / "images").iterdir())[:16]]
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    network([np.stack(some), np.zeros((16, network.inputs[1].shape[1]), np.float32)], training=True)
+    uri = str(tmp_path_factory.mktemp("clinical") / "bundle")
+    point = OperatingPoint(threshold=0.5, sensitivity=0.8, specificity=0.8, measured_on="validation")
+    save_bundle(
+        uri,
+        with_probabilities(network),
+        preprocessing,
+        Labels(codes=("benign", "malignant"), malignant=("malignant",)),
+        OperatingPoints(default="youden", points={"youden": point}),
+        {},
+        "# card",
+    )
+    return uri
+
+
+@pytest.fixture(scope="module")
+def served(ray_cluster: None, bundle_uri: str) -> Iterator[str]:
+    yield start_serving(ServeSettings(bundle=bundle_uri, port=free_port()))
+    stop_serving()
+
+
+@pytest.fixture(scope="module")
+def stated(drawn_photos: Path) -> pd.DataFrame:
+    """What the data set says of each lesion, as written: text, "" where nothing is."""
+    return pd.read_csv(drawn_photos / "metadata.csv", dtype=str, keep_default_na=False).set_index("image_id")
+
+
+def predict(served: str, photo: bytes, query: dict[str, str], fields: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+    """Posts a photo, as the body or, with fields, in a form."""
+    body, content_type = photo, "application/octet-stream"
+    if fields is not None:
+        parts = [f'Content-Disposition: form-data; name="{name}"\r\n\r\n{value}'.encode() for name, value in fields.items()]
+        parts.append(b'Content-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + photo)
+        body, content_type = (
+            b"".join(b"--x\r\n" + part + b"\r\n" for part in parts) + b"--x--\r\n",
+            "multipart/form-data; boundary=x",
+        )
+    url = f"{served}v1/predict?{urllib.parse.urlencode(query)}"
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type}, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            assert error.headers["content-type"] == "application/problem+json"
+            return error.code, json.load(error)
+
+
+def test_one_lesion_has_one_probability_from_evaluate_score_and_serve(
+    served: str, bundle_uri: str, prepared: PreparedDataset, drawn_photos: Path, stated: pd.DataFrame, tmp_path: Path
+) -> None:
+    evaluate(EvaluateSettings(bundle=bundle_uri, data=prepared.uri, output=str(tmp_path / "evaluation")))
+    evaluated = pd.read_parquet(tmp_path / "evaluation" / "predictions").set_index("image_id")
+    now = datetime.datetime.now(datetime.UTC)
+    settings = ScoreSettings(bundle=bundle_uri, input=prepared.uri, output=str(tmp_path / "scores"), batch_size=5)
+    scored = pd.read_parquet(score_archive(settings, now).uri).set_index("image_id").loc[evaluated.index]
+    loose = ScoreSettings(bundle=bundle_uri, input=str(drawn_photos), output=str(tmp_path / "loose"), image_id="stem")
+    unknown = pd.read_parquet(score_archive(loose, now).uri).set_index("image_id").loc[evaluated.index]
+    assert len(evaluated) == prepared.rows("test")
+    assert (evaluated[COLUMNS] - scored[COLUMNS]).abs().to_numpy().max() <= 1e-5
+    # Otherwise nothing here means anything.
+    assert (scored[COLUMNS] - unknown[COLUMNS]).abs().to_numpy().max() > 0.05
+    about = stated.loc[evaluated.index]
+    some = [*evaluated.index[:8], about.index[about["age"] == ""][0], about.index[about["site"] == ""][0]]
+    for number, image_id in enumerate(some):
+        photo = (drawn_photos / "images" / f"{image_id}.jpg").read_bytes()
+        known = about.loc[image_id, ["age", "sex", "site"]].to_dict()
+        status, answer = predict(served, photo, {}, known) if number % 2 else predict(served, photo, known)
+        assert status == 200
+        assert max(abs(answer[name] - evaluated.loc[image_id, name]) for name in COLUMNS) <= 1e-5
+        _, answer = predict(served, photo, {})
+        assert max(abs(answer[name] - unknown.loc[image_id, name]) for name in COLUMNS) <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def photo(drawn_photos: Path) -> bytes:
+    return min((drawn_photos / "images").iterdir()).read_bytes()
+
+
+def test_a_field_of_the_form_wins_over_the_query(served: str, photo: bytes) -> None:
+    young, old = predict(served, photo, {"age": "5"}), predict(served, photo, {"age": "90"})
+    assert abs(young[1]["prob_malignant"] - old[1]["prob_malignant"]) > 1e-3
+    assert predict(served, photo, {"age": "5"}, {"age": "90"}) == old
+    assert predict(served, photo, {"age": "5"}, {"age": "", "sex": ""}) == young
+
+
+def test_one_site_has_one_answer_in_any_spelling(served: str, photo: bytes) -> None:
+    answers = [predict(served, photo, {"site": site}) for site in ("head/neck", "HEAD_NECK", "face", "head and neck")]
+    assert all(answer == answers[0] for answer in answers)
+    assert answers[0] != predict(served, photo, {"site": "torso"})
+    assert predict(served, photo, {"site": "unknown", "sex": " "}) == predict(served, photo, {})
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"age": "121"}, "no number of years from 0 to 120"),
+        ({"age": "-1"}, "no number of years from 0 to 120"),
+        ({"age": "forty"}, "no number of years from 0 to 120"),
+        ({"sex": "m"}, "neither male nor female"),
+        ({"site": "elbo", "age": "40"}, "known are abdomen, acral, "),
+        ({"site": "<b>back</b>"}, "known are abdomen, acral, "),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("in_form", [False, True], ids=["query", "form"])
+def test_what_cannot_be_understood_is_refused(
+    served: str, photo: bytes, stated: dict[str, str], said: str, in_form: bool
+) -> None:
+    status, problem = predict(served, photo, {}, stated) if in_form else predict(served, photo, stated)
+    assert (status, problem["status"], problem["error_code"]) == (422, 422, "bad_clinical")
+    assert said in problem["detail"]
+
+
+def test_the_page_asks_for_what_the_model_looks_at(served: str) -> None:
+    with urllib.request.urlopen(served, timeout=30) as response:
+        page = response.read().decode()
+    for name in ("age", "sex", "site"):
+        assert f'name="{name}"' in page
+    assert all(f"<option>{group}</option>" in page for group in SITE_NAMES)
+    assert "{{" not in page
+    assert "{%" not in page
+
+
+def test_the_interface_says_what_it_takes(served: str, bundle_uri: str) -> None:
+    with urllib.request.urlopen(f"{served}v1/model", timeout=30) as response:
+        model = json.load(response)
+    assert (model["model_id"], model["takes_clinical"]) == (load_bundle(bundle_uri).model_id, True)
+    with urllib.request.urlopen(f"{served}openapi.json", timeout=30) as response:
+        predict = json.load(response)["paths"]["/v1/predict"]["post"]
+    assert [(one["name"], one["in"], one["required"]) for one in predict["parameters"]] == [
+        ("age", "query", False),
+        ("sex", "query", False),
+        ("site", "query", False),
+    ]
+    assert set(predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]) == {"file", "age", "sex", "site"}
