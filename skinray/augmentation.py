@@ -24,18 +24,20 @@ class Augmentation:
 
     def __init__(self, settings: AugmentationSettings) -> None:
         self._settings = settings
+        # Not in half precision, which knows 256 levels at best.
+        self._dtype = "float64" if keras.config.dtype_policy().compute_dtype == "float64" else "float32"
         self._layers: list[Any] = []
         if settings.flip:
             # Not "horizontal_and_vertical", which draws once for both: it turns photos by 180 degrees and never mirrors them.
-            self._layers += [keras.layers.RandomFlip("horizontal"), keras.layers.RandomFlip("vertical")]
+            self._layers += [keras.layers.RandomFlip(mode, dtype=self._dtype) for mode in ("horizontal", "vertical")]
         if settings.rotation_turns:
-            self._layers.append(keras.layers.RandomRotation(settings.rotation_turns, fill_mode="reflect"))
+            self._layers.append(keras.layers.RandomRotation(settings.rotation_turns, fill_mode="reflect", dtype=self._dtype))
         if settings.zoom:
-            self._layers.append(keras.layers.RandomZoom(settings.zoom, fill_mode="reflect"))
+            self._layers.append(keras.layers.RandomZoom(settings.zoom, fill_mode="reflect", dtype=self._dtype))
         if settings.brightness:
-            self._layers.append(keras.layers.RandomBrightness(settings.brightness, value_range=_LEVELS))
+            self._layers.append(keras.layers.RandomBrightness(settings.brightness, value_range=_LEVELS, dtype=self._dtype))
         if settings.contrast:
-            self._layers.append(keras.layers.RandomContrast(settings.contrast, value_range=_LEVELS))
+            self._layers.append(keras.layers.RandomContrast(settings.contrast, value_range=_LEVELS, dtype=self._dtype))
 
     def __call__(self, pixels: tf.Tensor, seed: tf.Tensor, replica: tf.Tensor | int = 0, replicas: int = 1) -> tf.Tensor:
         """Changes one replica's share of a global batch.
@@ -47,12 +49,12 @@ class Augmentation:
             replicas: How many equal shares there are.
 
         Returns:
-            float32 [N, size, size, 3], 0 to 255; the input itself when nothing is switched on.
+            float32 (float64 where all is) [N, size, size, 3], 0 to 255; the input itself when nothing is switched on.
         """
         settings = self._settings
         if not (self._layers or settings.saturation or settings.colour_cast or settings.vignette):
             return pixels
-        photos = tf.cast(pixels, tf.float32)
+        photos = tf.cast(pixels, self._dtype)
         share = int(photos.shape[0])
         # The draws of the whole global batch, of which each replica takes its own: a few numbers a photo. Only the shape is
         # looked at, so the zeros are never made.
@@ -67,7 +69,7 @@ class Augmentation:
             drawn = layer.get_random_transformation(whole, training=True, seed=draws)
             transformation = {name: own(value) for name, value in drawn.items()}
             photos = layer.transform_images(photos, transformation, training=True)
-        uniform = functools.partial(_own_uniform, draws, share * replicas, replica * share, share)
+        uniform = functools.partial(_own_uniform, draws, self._dtype, share * replicas, replica * share, share)
         if settings.saturation:
             photos = _saturated(photos, uniform([1, 1, 1], 1 - settings.saturation, 1 + settings.saturation))
         if settings.colour_cast:
@@ -77,15 +79,17 @@ class Augmentation:
         return photos
 
 
-def _own_uniform(draws: "_Draws", whole: int, first: Any, share: int, shape: list[int], low: float, high: float) -> tf.Tensor:
+def _own_uniform(
+    draws: "_Draws", dtype: str, whole: int, first: Any, share: int, shape: list[int], low: float, high: float
+) -> tf.Tensor:
     """Uniform numbers for every photo of the global batch, of which a replica takes its own: float32 [share, *shape]."""
     drawn = tf.random.stateless_uniform([whole, *shape], draws.next(), low, high)
-    return drawn[first : first + share]
+    return tf.cast(drawn[first : first + share], dtype)
 
 
 def _saturated(photos: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
     """Moves every pixel away from its own grey (above 1) or towards it (below); the grey is Rec. 601's luma."""
-    grey = tf.tensordot(photos, tf.constant([0.299, 0.587, 0.114]), axes=1)[..., tf.newaxis]
+    grey = tf.tensordot(photos, tf.constant([0.299, 0.587, 0.114], photos.dtype), axes=1)[..., tf.newaxis]
     return tf.clip_by_value(grey + (photos - grey) * strength, *_LEVELS)
 
 
@@ -98,7 +102,7 @@ def _vignettes(size: int, drawn: tf.Tensor, probability: float) -> tf.Tensor:
         probability: Share of photos that get one.
     """
     present, radius, across, down, softness, darkness = (drawn[:, number, tf.newaxis, tf.newaxis] for number in range(6))
-    places = tf.linspace(-1.0, 1.0, size)
+    places = tf.cast(tf.linspace(-1.0, 1.0, size), drawn.dtype)
     # The circle cuts the corners and hardly the middle: 1.41 is the corners' distance, 1 the sides'.
     distance = tf.sqrt(
         (places[tf.newaxis, tf.newaxis, :] - 0.2 * (across - 0.5)) ** 2 + (places[:, tf.newaxis] - 0.2 * (down - 0.5)) ** 2
@@ -106,7 +110,7 @@ def _vignettes(size: int, drawn: tf.Tensor, probability: float) -> tf.Tensor:
     edge = 0.02 + 0.3 * softness
     inside = tf.clip_by_value((0.9 + 0.4 * radius - distance) / edge + 1.0, 0.0, 1.0)
     light = 1.0 - (1.0 - inside) * (0.5 + 0.5 * darkness)
-    return tf.where(present < probability, light, 1.0)[..., tf.newaxis]
+    return tf.where(present < probability, light, tf.ones_like(light))[..., tf.newaxis]
 
 
 class _Draws(keras.random.SeedGenerator):  # type: ignore[misc]  # keras has no types

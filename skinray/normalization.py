@@ -72,9 +72,9 @@ def synchronized(model: keras.Model) -> keras.Model:
         model: Any that Keras can store and load. It is not changed, and shares no variable with the copy.
 
     Returns:
-        The same network with the same weights, in the same order and by the same names, and frozen where it was.
+        The same network, not compiled, with the same weights in the same order and by the same names, frozen where it was.
     """
-    return _copied(model, SynchronizedBatchNormalization, is_synchronized=True)
+    return _copied(model, is_synchronized=True)
 
 
 def plain(model: keras.Model) -> keras.Model:
@@ -84,25 +84,28 @@ def plain(model: keras.Model) -> keras.Model:
         model: Any that Keras can store and load. It is not changed, and shares no variable with the copy.
 
     Returns:
-        The same network with the same weights, in the same order and by the same names, and frozen where it was.
+        The same network, not compiled, with the same weights in the same order and by the same names, frozen where it was.
     """
-    return _copied(model, keras.layers.BatchNormalization, is_synchronized=False)
+    return _copied(model, is_synchronized=False)
 
 
-def _copied(model: keras.Model, kind: type[keras.layers.BatchNormalization], is_synchronized: bool) -> keras.Model:
+def _copied(model: keras.Model, is_synchronized: bool) -> keras.Model:
     # By the config and not by keras.models.clone_model, which gives inputs of models within models other names and leaves out
     # which of those models are frozen.
-    described = keras.saving.serialize_keras_object(kind())
-    identity = {key: described[key] for key in ("module", "class_name", "registered_name")}
+    kinds = (keras.layers.BatchNormalization, SynchronizedBatchNormalization)
+    keys = ("module", "class_name", "registered_name")
+    # Named, because Keras would count them, and name the layers that come next after that.
+    own, ours = ({key: keras.saving.serialize_keras_object(kind(name="norm"))[key] for key in keys} for kind in kinds)
 
     def replaced(node: Any) -> Any:
         if isinstance(node, (list, tuple)):
             return type(node)(map(replaced, node))
         if not isinstance(node, dict):
             return node
-        if node.get("class_name") == identity["class_name"]:
-            return {**node, **identity, "config": {**node["config"], "synchronized": is_synchronized}}
-        return {key: replaced(value) for key, value in node.items()}
+        if {key: node.get(key) for key in keys} in (own, ours):
+            config = {**node["config"], "synchronized": is_synchronized}
+            return {**node, **(ours if is_synchronized else own), "config": config}
+        return {key: replaced(value) for key, value in node.items() if key != "compile_config"}
 
     copy = keras.saving.deserialize_keras_object(replaced(keras.saving.serialize_keras_object(model)))
     copy.set_weights(model.get_weights())
@@ -186,7 +189,8 @@ def _with_gradient(
 def _moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and variance over N, H and W; the variance is a mean of squares as Keras' is, not an unbiased estimate."""
     if x.dtype == tf.float64:
-        return tf.nn.moments(x, [0, 1, 2])
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+        return mean, variance
     ones = tf.ones(x.shape[-1])
     # The kernel writes a normalised output too, and is still
     _, mean, _, _, variance, _ = _train_kernel(x, ones, ones, 1e-3)

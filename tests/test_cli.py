@@ -11,9 +11,10 @@ import yaml
 
 import skinray
 from skinray import storage
-from skinray.cli import VERBS, main
+from skinray.cli import main
 from skinray.shards import PreparedDataset
 from skinray.training import TrainedModel
+from skinray.verbs import VERBS
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -107,6 +108,9 @@ def test_a_dry_run_counts_and_writes_nothing(
         ("serve", "--bundle", trained.bundle_uri): trained.model_id,
         ("demo", "--output", out): "900 photos",
         ("benchmark", "score"): "resnet50",
+        ("cross-validate", "--data", prepared.uri, "--output", out): "5 folds",
+        ("search", "--data", prepared.uri, "--output", out, "--space", "seed", "int 0 9"): "10 trials over seed: int 0 9",
+        ("verify", "distributed"): "50 SGD steps",
     }
     assert {arguments[0] for arguments in expected} == set(VERBS)
     for arguments, words in expected.items():

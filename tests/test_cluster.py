@@ -15,11 +15,11 @@ import jsonschema
 import pytest
 import yaml
 
-from skinray.cli import VERBS
 from skinray.config import ScoreSettings, VerbSettings
 from skinray.errors import ConfigError
 from skinray.flags import resolve
 from skinray.training_config import TrainSettings
+from skinray.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "cluster"

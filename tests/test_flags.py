@@ -1,5 +1,6 @@
 """Settings: defaults, then YAML, then flags; whatever is wrong is one line that names the value."""
 
+import re
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,14 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from skinray.cli import VERBS
 from skinray.config import PrepareSettings, ScoreSettings, VerbSettings
 from skinray.errors import ConfigError
 from skinray.flags import resolve
 from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings
+from skinray.verbs import VERBS
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[1] / "jobs" / "recipes").glob("*.yaml"))
 TRAIN = ("--data", "shards", "--output", "run")
 PREPARE = ("--catalog", "ham10000", "--source", "raw", "--output", "shards")
 SCORE = ("--bundle", "bundle", "--input", "photos", "--output", "predictions")
@@ -277,20 +279,38 @@ def test_any_yaml_gives_settings_or_one_line(write_yaml: WriteYaml, content: dic
 # The files beside the entry points
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def verb_of(path: Path) -> str:
+    """The verb that a file of jobs/ or of its recipes is for: the recipe's own command says so."""
+    if path.parent.name == "recipes":
+        (command,) = re.findall(r"^#   skinray (\S+) --config", path.read_text(), re.MULTILINE)[:1]
+        return str(command)
+    return path.stem.replace("_", "-")
+
+
+@pytest.mark.parametrize("path", [*JOBS, *RECIPES], ids=lambda path: path.stem)
 def test_every_job_file_resolves_for_its_verb(path: Path) -> None:
     content = yaml.safe_load(path.read_text())
-    settings_type = VERBS[path.stem].settings
-    resolved = resolve(settings_type, path.stem, ["--config", str(path), *required_flags(settings_type, content)])
+    settings_type = VERBS[verb_of(path)].settings
+    resolved = resolve(settings_type, verb_of(path), ["--config", str(path), *required_flags(settings_type, content)])
     recorded = resolved.recorded()
     for name, value in content.items():
         assert recorded[name] == (recorded[name] | value if isinstance(value, dict) else value)
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_opens_with_its_command_hardware_hours_and_result(path: Path) -> None:
+    text = path.read_text()
+    assert f"--config jobs/recipes/{path.name}" in text
+    opening = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#")]
+    for word in ("Hardware:", "Hours:", "Result:"):
+        (line,) = [line for line in opening if line.startswith(word)]
+        assert "measured" in line.lower() or "expected" in line.lower(), "says which of the two it is"
+
+
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_every_job_file_has_its_entry_point(path: Path) -> None:
     source = path.with_suffix(".py").read_text()
-    assert f'main(["{path.stem}", *sys.argv[1:]])' in source
+    assert f'main(["{verb_of(path)}", *sys.argv[1:]])' in source
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -300,7 +320,7 @@ def test_help_of_every_verb_names_every_setting(verb: str, capsys: pytest.Captur
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for name, field in VERBS[verb].settings.model_fields.items():
-        if name in ("stage", "json_file"):
+        if name in ("stage", "what", "json_file"):
             continue  # a positional, and a flag with a shorter name
         nested = isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)
         assert f"--{name.replace('_', '-')}{'.' if nested else ''}" in text

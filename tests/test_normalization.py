@@ -50,7 +50,7 @@ def trained(layer: "keras.layers.Layer", inputs: npt.NDArray[Any], upstream: npt
     """What a training pass gives and leaves, by name."""
     import tensorflow as tf
 
-    @tf.function
+    @tf.function  # type: ignore[untyped-decorator]
     def step(values: Any) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
             tape.watch(values)
@@ -136,7 +136,12 @@ def test_what_the_kernels_do_not_fit_is_left_to_keras(monkeypatch: pytest.Monkey
     if kind == "gpu":
         monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [kind] if kind == "GPU" else [])
     inputs, upstream = draws("float64", shape=(32, 7) if kind == "dense" else SHAPE)
-    options = {"channels first": {"axis": 1}, "renorm": {"renorm": True}, "dense": {"build_shape": (32, 7)}}.get(kind, {})
+    special: dict[str, dict[str, Any]] = {
+        "channels first": {"axis": 1},
+        "renorm": {"renorm": True},
+        "dense": {"build_shape": (32, 7)},
+    }
+    options = special.get(kind, {})
     own, ours = layer_pair("float64", **options)
     call = {"mask": tf.constant(np.random.default_rng(3).random(SHAPE[:3]) < 0.5)} if kind == "mask" else {}
     assert_alike(trained(ours, inputs, upstream, **call), trained(own, inputs, upstream, **call), 1e-10)
@@ -223,7 +228,7 @@ def run_all(scripts: list[tuple[str, list[str], dict[str, str]]]) -> None:
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=200)
+            _, errors = process.communicate(timeout=400)
             assert process.returncode == 0, errors[-3000:]
     finally:
         for process in processes:
@@ -268,9 +273,8 @@ def test_a_large_mean_is_what_keras_synchronization_cannot_take(mirrored: Arrays
     variance = inputs.astype(np.float64).var(axis=(0, 1, 2))
     before = layer_pair("float32")[0].moving_variance.numpy()
     ours, own = ((mirrored[f"large/{kind}/moving_variance"][0] - 0.9 * before) / 0.1 / variance - 1 for kind in ("ours", "keras"))
-    print(np.abs(ours).max(), np.abs(own).max())
     assert np.abs(ours).max() < 3e-4
-    assert np.abs(own).max() > 3e-3
+    assert np.abs(own).max() > 0.05
 
 
 WORKERS = """
@@ -406,7 +410,8 @@ def test_a_model_and_its_nested_backbone_go_there_and_back(mobilenet: "keras.Mod
         assert [layer.name for layer in backbones[0].layers] == [layer.name for layer in backbones[1].layers]
         assert copy.input.dtype == "uint8"
         assert_same_weights(copy, mobilenet)
-        np.testing.assert_array_equal(*(np.asarray(model(photos, training=False)) for model in (copy, mobilenet)))
+        outputs, expected = (np.asarray(model(photos, training=False)) for model in (copy, mobilenet))
+        np.testing.assert_array_equal(outputs, expected)
     assert json.dumps(back.get_config(), default=str) == json.dumps(mobilenet.get_config(), default=str)
 
 
@@ -421,9 +426,6 @@ def test_a_stored_plain_model_holds_only_keras_layers(mobilenet: "keras.Model", 
         config = archive.read("config.json").decode()
     assert "skinray" not in config
     assert '"synchronized": true' not in config
-    script = f"import keras; print(len(keras.models.load_model({str(path)!r}).get_weights()))"
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert int(printed) == len(mobilenet.get_weights())
     assert_same_weights(keras.models.load_model(path), mobilenet)
 
 

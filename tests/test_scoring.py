@@ -95,7 +95,7 @@ def test_blocks_carry_what_the_data_set_says_of_age_sex_and_site(prepared: Prepa
     stated = pd.read_csv(drawn_photos / "metadata.csv", keep_default_na=False).set_index("image_id").loc[found.index]
     assert found["sex"].tolist() == stated["sex"].tolist()
     assert found["site"].tolist() == stated["site"].tolist()
-    np.testing.assert_array_equal(found["age"], pd.to_numeric(stated["age"].replace("", "nan")))
+    np.testing.assert_array_equal(found["age"], [float(age or "nan") for age in stated["age"]])
     assert {found["age"].isna().any(), (found["sex"] == "").any(), (found["site"] == "").any()} == {True}
 
 

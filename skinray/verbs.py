@@ -1,0 +1,337 @@
+"""What each verb of the command line does: calls one function and prints what it made."""
+
+import contextlib
+import datetime
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from skinray import telemetry
+from skinray.config import (
+    AuditSettings,
+    BenchmarkSettings,
+    DemoSettings,
+    EvaluateSettings,
+    PrepareSettings,
+    ScoreSettings,
+    ServeSettings,
+    VerbSettings,
+)
+from skinray.telemetry import say
+from skinray.training_config import CrossValidateSettings, SearchSettings, TrainSettings, VerifySettings
+
+LIMIT_PASSED = 3
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line.
+
+    Attributes:
+        settings: Its settings; their docstring is its help.
+        run: Does it, and returns the exit code.
+        dry_run: Looks at the inputs and returns what would happen, as lines for a person.
+    """
+
+    settings: type[VerbSettings]
+    run: Callable[[Any], int]
+    dry_run: Callable[[Any], list[str]]
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Joins the cluster that RAY_ADDRESS names (as it does inside a submitted job), or starts one on this machine.
+
+    A cluster of our own listens on 127.0.0.1 only and ends with the command. One that this process has joined already is
+    used and left running.
+    """
+    import ray
+    import ray.data
+
+    if ray.is_initialized():
+        yield
+        return
+    own: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
+    # Progress is said by the driver; the workers' own output stays in Ray's logs, where it can be looked up.
+    # It says at every start that it made a token, which is as it should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
+    for name in ("ray.data", "ray.train", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _prepare(settings: PrepareSettings) -> int:
+    from skinray.preparation import prepare_dataset
+
+    with ray_session():
+        dataset = prepare_dataset(settings)
+    manifest = dataset.manifest
+    for split, counts in manifest.split_classes.items():
+        print(
+            f"{split:<10} {sum(counts.values()):>7,} photos: " + ", ".join(f"{code} {count:,}" for code, count in counts.items())
+        )
+    found = manifest.findings
+    conflicts = found["conflicts_duplicates"] + found["conflicts_lesion"]
+    pairs = f"{found['exact_pairs']:,} exact and {found['near_pairs']:,} near duplicate pairs"
+    print(f"{pairs}, {conflicts:,} contradicting labels; {dataset.uri}/_audit.json lists them")
+    for what, count in manifest.dropped_labels.items():
+        print(f"left out   {count:>7,} photos labelled {what!r}, which is no class of target {settings.target}")
+    if manifest.rejected_rows:
+        print(f"left out   {manifest.rejected_rows:>7,} photos that cannot be used; {dataset.uri}/_rejected.json says why")
+    print(f"data set   {dataset.uri}")
+    return _leak_code(manifest.leaks, settings.allow_leaks)
+
+
+def _leak_code(leaks: Mapping[str, int], allowed: bool) -> int:
+    from skinray.audit import leaks_in_words
+
+    for words in leaks_in_words(leaks):
+        say(f"skinray: LEAK: {words}")
+    return LIMIT_PASSED if leaks and not allowed else 0
+
+
+def _prepare_dry(settings: PrepareSettings) -> list[str]:
+    from skinray.preparation import preview_dataset
+
+    photos, dropped = preview_dataset(settings)
+    counts = photos.value_counts(["split", "label"], sort=False).reset_index()
+    lines = [f"{row.split:<10} {row.label:<10} {row.count:>7,} photos" for row in counts.itertuples()]
+    lines += [f"left out   {label!r} {count:>7,} photos" for label, count in dropped.items()]
+    size_mb = photos["image_bytes"].sum() / 1e6
+    shards = f"about {size_mb / settings.shard_mb + 3:.0f} shards, to {settings.output}"
+    duplicates = "duplicates, which stay together, are found when photos are read"
+    return [*lines, f"{len(photos):,} photos, {size_mb:,.0f} MB, {shards}", duplicates]
+
+
+def _audit(settings: AuditSettings) -> int:
+    from skinray.auditing import audit_dataset
+
+    with ray_session():
+        audit = audit_dataset(settings)
+    print("\n".join(audit.summary()))
+    print(f"report     {settings.output}/audit.html")
+    return LIMIT_PASSED if audit.leak_counts else 0
+
+
+def _audit_dry(settings: AuditSettings) -> list[str]:
+    if settings.catalog is None:
+        from skinray.shards import open_dataset
+
+        return [f"{open_dataset(settings.data).manifest.rows:,} prepared photos, to {settings.output}"]
+    from skinray.catalogs import CatalogSource, read_catalog
+
+    photos = read_catalog(CatalogSource(settings.catalog, settings.data, settings.csv, settings.labels)).photos
+    return [f"{len(photos):,} photos, {photos['image_bytes'].sum() / 1e6:,.0f} MB, to {settings.output}"]
+
+
+def _train(settings: TrainSettings) -> int:
+    telemetry.import_tensorflow()
+    from skinray.training import train
+
+    with ray_session():
+        trained = train(settings)
+    print(f"best epoch     {trained.best_epoch}")
+    print(f"validation AUC {trained.validation_auc:.4f}")
+    print(f"model_id       {trained.model_id}")
+    print(f"bundle         {trained.bundle_uri}")
+    return 0
+
+
+def _train_dry(settings: TrainSettings) -> list[str]:
+    from skinray.firewall import check_no_leaks
+    from skinray.shards import open_dataset
+
+    dataset = open_dataset(settings.data)
+    check_no_leaks(dataset, settings.allow_leaks)
+    rows = dataset.rows("train")
+    steps = min(rows // settings.global_batch_size, settings.steps_per_epoch or rows)
+    cached_mb = (rows + dataset.rows("validation")) * settings.preprocessing.image_size_px**2 * 3 / 1e6
+    return [
+        f"{rows:,} training and {dataset.rows('validation'):,} validation photos, classes {', '.join(dataset.manifest.classes)}",
+        f"{settings.epochs} epochs of {steps} steps of {settings.global_batch_size} photos on {settings.num_workers} workers",
+        f"decoded photos take {cached_mb:,.0f} MB of the object store",
+    ]
+
+
+def _cross_validate(settings: CrossValidateSettings) -> int:
+    telemetry.import_tensorflow()
+    from skinray.cross_validation import cross_validate
+
+    with ray_session():
+        found = cross_validate(settings)
+    for name, each in found.summary.items():
+        by_fold = " ".join(f"{fold[name]:.3f}" for fold in found.folds)
+        print(f"{name:<18} {each['mean']:.3f}, 95 % interval {each['low']:.3f} to {each['high']:.3f}; by fold {by_fold}")
+    low, high = found.pooled["roc_auc_interval"]
+    print(f"all unseen photos  ROC-AUC {found.pooled['roc_auc']:.3f}, 95 % interval {low:.3f} to {high:.3f} (drawn by lesion)")
+    print(f"model_id           {found.model_id}, the mean of {len(found.folds)} models")
+    print(f"bundle             {found.bundle_uri}")
+    return 0
+
+
+def _cross_validate_dry(settings: CrossValidateSettings) -> list[str]:
+    from skinray.shards import open_dataset
+
+    return [f"{open_dataset(settings.data).manifest.settings['folds']} folds, each:", *_train_dry(settings)]
+
+
+def _search(settings: SearchSettings) -> int:
+    telemetry.import_tensorflow()
+    from skinray.search import search
+
+    with ray_session():
+        found = search(settings)
+    for trial in found.trials:
+        auc = "failed" if trial["validation_auc"] is None else f"{trial['validation_auc']:.4f}"
+        drawn = ", ".join(
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in trial["drawn"].items()
+        )
+        print(f"{trial['name']}  validation AUC {auc} after {trial['epochs']} epochs: {drawn}")
+    print(f"model_id   {found.model_id}")
+    print(f"bundle     {found.bundle_uri}")
+    return 0
+
+
+def _search_dry(settings: SearchSettings) -> list[str]:
+    from skinray.search import parse_draw
+
+    for name, text in settings.space.items():
+        parse_draw(name, text)
+    space = "; ".join(f"{name}: {text}" for name, text in settings.space.items())
+    return [f"{settings.trials} trials over {space}, each:", *_train_dry(settings)]
+
+
+def _verify(settings: VerifySettings) -> int:
+    from skinray.verification import agreement_table, verify_distributed
+
+    with ray_session():
+        agreements = verify_distributed(settings)
+    print(agreement_table(agreements, settings.tolerance))
+    passed = all(each.passes(settings.tolerance) for each in agreements if each.precision == "float64")
+    return 0 if passed else LIMIT_PASSED
+
+
+def _verify_dry(settings: VerifySettings) -> list[str]:
+    workers = ", ".join(str(number) for number in settings.num_workers)
+    return [f"{settings.steps} SGD steps of {settings.global_batch_size} photos with {workers} workers, in float64 and float32"]
+
+
+def _evaluate(settings: EvaluateSettings) -> int:
+    from skinray.evaluation import evaluate
+
+    with ray_session():
+        metrics = evaluate(settings)
+    for name in ("roc_auc", "accuracy", "precision", "recall", "specificity", "f1"):
+        print(f"{name:<12} {metrics[name]:.4f}")
+    print(f"photos       {metrics['photos']:,} of {settings.split}, {metrics['malignant_photos']:,} malignant")
+    if metrics["overlap_with_training"] is None:
+        say("skinray: what the bundle was trained on is not there any more: overlap with it could not be looked for")
+    for where in ("leaks", "leaks_in_training", "overlap_with_training"):
+        for what, count in (metrics[where] or {}).items():
+            say(f"skinray: {where.replace('_', ' ')}: {count:,} {what}; these figures are too high")
+    print(f"model_id     {metrics['model_id']}")
+    print(f"report       {settings.output}")
+    return 0
+
+
+def _evaluate_dry(settings: EvaluateSettings) -> list[str]:
+    from skinray.bundle import load_bundle
+    from skinray.evaluation import check_comparable
+    from skinray.firewall import check_no_leaks
+    from skinray.shards import open_dataset
+
+    bundle, dataset = load_bundle(settings.bundle), open_dataset(settings.data)
+    check_no_leaks(dataset, settings.allow_leaks)
+    check_comparable(bundle, dataset, settings)
+    return [f"model {bundle.model_id} on {dataset.rows(settings.split):,} photos of {settings.split}, to {settings.output}"]
+
+
+def _score(settings: ScoreSettings) -> int:
+    from skinray.scoring import score_archive
+
+    with ray_session():
+        summary = score_archive(settings, datetime.datetime.now(datetime.UTC))
+    print(f"{summary.rows:,} photos: " + ", ".join(f"{count:,} {status}" for status, count in summary.statuses.items()))
+    for code, count in summary.errors.items():
+        print(f"  {code}: {count:,}")
+    print(f"{summary.flagged:,} flagged, {summary.rows_per_second:.1f} photos/s with start-up")
+    print(f"predictions {summary.uri}")
+    if summary.bad_fraction > settings.max_bad_fraction:
+        limit = f"--max-bad-fraction {settings.max_bad_fraction:.1%}"
+        say(f"skinray: {summary.bad_fraction:.1%} of the photos have no score, more than {limit}")
+        return LIMIT_PASSED
+    return 0
+
+
+def _score_dry(settings: ScoreSettings) -> list[str]:
+    from skinray.bundle import load_bundle
+    from skinray.photos import list_photos
+
+    bundle = load_bundle(settings.bundle)
+    listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
+    return [
+        f"model {bundle.model_id} on {listing.rows:,} photos, {listing.bytes / 1e6:,.0f} MB, in {len(listing.blocks):,} blocks"
+    ]
+
+
+def _serve(settings: ServeSettings) -> int:
+    from skinray.serving import serve_until_stopped
+
+    with ray_session():
+        serve_until_stopped(settings)
+    return 0
+
+
+def _serve_dry(settings: ServeSettings) -> list[str]:
+    from skinray.bundle import load_bundle
+
+    return [f"model {load_bundle(settings.bundle).model_id} on http://{settings.host}:{settings.port}/"]
+
+
+def _demo(settings: DemoSettings) -> int:
+    telemetry.import_tensorflow()
+    from skinray.demo import run_demo
+
+    with ray_session():
+        return run_demo(settings)
+
+
+def _demo_dry(settings: DemoSettings) -> list[str]:
+    stages = f"draws {settings.photos:,} photos, trains {settings.epochs} epochs, scores 1,000, serves one"
+    return [f"{stages}; all below {settings.output}"]
+
+
+def _benchmark(settings: BenchmarkSettings) -> int:
+    if settings.stage == "score":
+        telemetry.import_tensorflow()
+    from skinray.benchmark import run_benchmark
+
+    with ray_session():
+        return run_benchmark(settings)
+
+
+def _benchmark_dry(settings: BenchmarkSettings) -> list[str]:
+    what = "prepare" if settings.stage == "prepare" else f"{settings.model} at {settings.image_size_px}"
+    return [f"{settings.rounds} rounds of {settings.photos:,} photos through {what}"]
+
+
+VERBS: Mapping[str, Verb] = {
+    "demo": Verb(DemoSettings, _demo, _demo_dry),
+    "prepare": Verb(PrepareSettings, _prepare, _prepare_dry),
+    "audit": Verb(AuditSettings, _audit, _audit_dry),
+    "train": Verb(TrainSettings, _train, _train_dry),
+    "cross-validate": Verb(CrossValidateSettings, _cross_validate, _cross_validate_dry),
+    "search": Verb(SearchSettings, _search, _search_dry),
+    "evaluate": Verb(EvaluateSettings, _evaluate, _evaluate_dry),
+    "score": Verb(ScoreSettings, _score, _score_dry),
+    "serve": Verb(ServeSettings, _serve, _serve_dry),
+    "benchmark": Verb(BenchmarkSettings, _benchmark, _benchmark_dry),
+    "verify": Verb(VerifySettings, _verify, _verify_dry),
+}
