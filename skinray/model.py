@@ -1,9 +1,8 @@
 """The networks: uint8 RGB photos in, one probability a class out; `cnn_functional` may take age, sex and site besides.
 
 Each takes photos as `skinray.images` makes them and the rest as `skinray.clinical` does; normalisation is inside, so that a
-bundle cannot be fed wrongly. All BatchNorm layers are synchronized: under several workers, plain ones drift apart in their
-moving statistics and the saved model is then none that was validated. Training works on logits, a bundle holds
-`with_probabilities` of the same layers.
+bundle cannot be fed wrongly. Training works on logits and on `skinray.normalization.synchronized` layers, a bundle holds
+`with_probabilities` of the plain ones: nothing but Keras' own.
 """
 
 import difflib
@@ -188,8 +187,7 @@ def _imagenet_weights(settings: ModelSettings) -> list[Any]:
 
 def _pretrained(settings: ModelSettings, inputs: Any) -> Any:
     size = int(inputs.shape[1])
-    plain = _application(settings, size, None)
-    backbone = keras.models.clone_model(plain, clone_function=_synchronized)
+    backbone = _application(settings, size, None)
     # A name of our own: keras.applications numbers its models by what was built before in the process.
     backbone.name = _BACKBONE
     if settings.name == "mobilenet":
@@ -203,20 +201,13 @@ def _pretrained(settings: ModelSettings, inputs: Any) -> Any:
     return keras.layers.GlobalAveragePooling2D(name="pool")(backbone(normalised))
 
 
-def _synchronized(layer: keras.layers.Layer) -> keras.layers.Layer:
-    config = layer.get_config()
-    if isinstance(layer, keras.layers.BatchNormalization):
-        config["synchronized"] = True
-    return layer.__class__.from_config(config)
-
-
 def _convolution(features: Any, filters: int, kernel: int, name: str, stride: int = 1) -> Any:
     features = keras.layers.Conv2D(filters, kernel, strides=stride, padding="same", use_bias=False, name=f"{name}_conv")(features)
     return _normalised(features, name)
 
 
 def _normalised(features: Any, name: str) -> Any:
-    features = keras.layers.BatchNormalization(synchronized=True, momentum=0.9, name=f"{name}_norm")(features)
+    features = keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(features)
     return keras.layers.ReLU(name=f"{name}_relu")(features)
 
 

@@ -192,7 +192,9 @@ def _moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         mean, variance = tf.nn.moments(x, [0, 1, 2])
         return mean, variance
     ones = tf.ones(x.shape[-1])
-    # The kernel writes a normalised output too, and is still
+    # It writes an output that nobody reads, and is yet three times as fast as tf.nn.moments, which writes squares: 25 and 75 ms
+    # for 32 x 96 x 96 x 64 values on two cores. Matrix products and depthwise kernels sum x and x^2 faster still, and lose the
+    # variance where the mean is large.
     _, mean, _, _, variance, _ = _train_kernel(x, ones, ones, 1e-3)
     return mean, variance
 

@@ -92,7 +92,7 @@ class _Plan:
 def gather_photos(
     dataset: PreparedDataset, splits: Sequence[SplitName], preprocessing: Preprocessing, cache: Literal["auto", "memory", "none"]
 ) -> TrainingPhotos:
-    """Looks up the photos of some splits and, if they are to be kept in memory, decodes them on every CPU of the cluster.
+    """Looks up the photos of some splits; those to be kept in memory are decoded now, on every CPU of the cluster.
 
     Args:
         dataset: Where they are.
@@ -150,8 +150,8 @@ class PhotoReader:
         """Says which rows will be read, so that their blocks are fetched while the ones before are used.
 
         Args:
-            rows: Row numbers in the order of reading, in place of those that were expected before; repeated ones and ones
-                that only other workers read may be among them.
+            rows: Row numbers in the order of reading, in place of those that were expected before. They may repeat, and
+                those that other workers read may be among them: the slices of `worker_batches` or the order they come from.
         """
         self._length, self._passed = len(rows), 0
         # Every row number with its place in the order, as one sorted number: that finds a row's next place at once.

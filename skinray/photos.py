@@ -18,7 +18,7 @@ import functools
 import math
 import posixpath
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,10 +32,9 @@ import ray.data
 
 from skinray import storage
 from skinray.config import SplitName
-from skinray.errors import ConfigError, DatasetError, ImageError, StorageError
+from skinray.errors import ConfigError, ImageError, StorageError
 from skinray.images import SUFFIXES, Preprocessing, decode_photo
 from skinray.shards import SPLITS, PreparedDataset, is_dataset, open_dataset
-from skinray.telemetry import Progress
 
 # A hair less than a core, so that one decode task a core and an actor fit on every machine, even one with a single core;
 # asking for another share than the actor also keeps Ray from fusing the two.
@@ -114,91 +113,6 @@ def decoded_photos(listing: Listing, preprocessing: Preprocessing) -> ray.data.D
     read = _read_row_groups if listing.from_shards else _read_files
     decode = functools.partial(_read_and_decode, read=read, preprocessing=preprocessing)
     return ray.data.from_arrow(listing.blocks).map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
-
-
-@dataclass(frozen=True)
-class CachedPhotos:
-    """Decoded photos in Ray's object store, which spills to disk what does not fit in memory.
-
-    Attributes:
-        blocks: References to uint8 [rows, size, size, 3].
-        block_rows: Rows of each block.
-        labels: Label of each photo, in the order of the blocks.
-    """
-
-    blocks: list["ray.ObjectRef[Any]"]
-    block_rows: list[int]
-    labels: npt.NDArray[Any]
-
-    @property
-    def rows(self) -> int:
-        """Number of photos."""
-        return sum(self.block_rows)
-
-
-class CachedReader:
-    """Reads photos of a cache by row number, straight from shared memory.
-
-    Args:
-        photos: The cache.
-        held_rows: Photos to hold; what was used longest ago is let go first.
-    """
-
-    def __init__(self, photos: CachedPhotos, held_rows: int) -> None:
-        self._photos = photos
-        self._first = np.cumsum([0, *photos.block_rows[:-1]])
-        self._held: OrderedDict[int, npt.NDArray[np.uint8]] = OrderedDict()
-        self._held_rows = held_rows
-
-    def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """The photos with the given row numbers, uint8 [len(rows), size, size, 3], in their order."""
-        owners = np.searchsorted(self._first, rows, side="right") - 1
-        pixels = [self._block(int(owner))[row - self._first[owner]] for owner, row in zip(owners, rows, strict=True)]
-        return np.stack(pixels)
-
-    def _block(self, number: int) -> npt.NDArray[np.uint8]:
-        if number not in self._held:
-            self._held[number] = ray.get(self._photos.blocks[number])
-        self._held.move_to_end(number)
-        while len(self._held) > 1 and sum(len(block) for block in self._held.values()) > self._held_rows:
-            self._held.popitem(last=False)
-        return self._held[number]
-
-
-def cache_photos(listing: Listing, preprocessing: Preprocessing, stage: str) -> CachedPhotos:
-    """Decodes a listing once, on every CPU of the cluster, into the object store.
-
-    Args:
-        listing: Photos of a prepared data set.
-        preprocessing: The model's size.
-        stage: What the progress line calls it.
-
-    Raises:
-        DatasetError: A photo that prepare decoded no longer can be: the shard was damaged.
-    """
-    task: Any = ray.remote(num_cpus=1, num_returns=2)(_decode_for_cache)
-    pairs = [task.remote(plan, preprocessing) for plan in listing.blocks]
-    progress = Progress(stage, total=listing.rows, unit="photos")
-    labels = []
-    for _, about in pairs:
-        labels.append(ray.get(about))
-        progress.advance(len(labels[-1]))
-    return CachedPhotos(
-        blocks=[pixels for pixels, _ in pairs],
-        block_rows=[len(block) for block in labels],
-        labels=np.concatenate(labels),
-    )
-
-
-def _decode_for_cache(plan: pa.Table, preprocessing: Preprocessing) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
-    block = _read_and_decode(plan, _read_row_groups, preprocessing)
-    failed = np.flatnonzero(block["error_code"] != "")
-    if len(failed):
-        first = failed[0]
-        raise DatasetError(
-            f"{block['image_uri'][first]} cannot be decoded any more: {block['error_detail'][first]}; prepare again"
-        )
-    return block["pixels"], block["label"]
 
 
 def _suffix(path: str) -> str:

@@ -111,7 +111,7 @@ def batches(rows: NDArray[np.int64], size: int = 16) -> list[NDArray[np.int64]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -269,7 +269,8 @@ def test_without_a_cache_two_workers_decode_every_block_once_an_epoch(
         assert max(counts.values()) == epoch + 1
         assert len(counts) == len(photos.block_rows)
     # The second epoch could begin with what was left of the first, and with no more than that.
-    assert 2 * len(photos.block_rows) - 6 <= sum(counts.values())
+    left_at_most = np.sum(np.cumsum(sorted(photos.block_rows)) <= 2 * window_rows)
+    assert counts.total() >= 2 * len(photos.block_rows) - left_at_most
     for worker in workers:
         ray.kill(worker)
 
@@ -369,7 +370,7 @@ def test_every_slice_of_every_order_is_read_within_the_bound(
             assert reader._rows_held() <= max(held_rows, max(block_rows))
     if held_rows >= 2 * (window_rows + max(block_rows)) and not balanced:
         # Each block was asked for once an epoch, and no second time: all that was asked for ahead was needed.
-        assert max(Counter(photos.source.asked).values()) <= 2
+        assert max(Counter(photos.source.asked).values(), default=0) <= 2
 
 
 def test_blocks_are_decoded_ahead_although_all_cpus_are_reserved(
