@@ -1,6 +1,6 @@
 """What this machine can do, what this pipeline does, and what the script that a Keras user would write does, in one run.
 
-This is the stage "score"; `skinray.benchmark_prepare` measures prepare.
+This is the stage "score"; `skinray.benchmark_prepare` and `skinray.benchmark_train` measure the others.
 
 Single rates mean little on a shared machine, so the rates are taken in turn, several times, and the medians and their
 ratios are what to quote.
@@ -28,6 +28,8 @@ import ray
 from skinray import storage
 from skinray.benchmark_prepare import benchmark_prepare
 from skinray.benchmark_prepare import table as prepare_table
+from skinray.benchmark_train import benchmark_train
+from skinray.benchmark_train import table as train_table
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
 from skinray.config import BenchmarkSettings, ClassifySettings
 from skinray.errors import StorageError
@@ -49,11 +51,14 @@ def run_benchmark(settings: BenchmarkSettings) -> int:
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        photos = _photos(settings, folder / "photos")
         if settings.stage == "prepare":
-            figures = benchmark_prepare(settings, photos, folder)
+            figures = benchmark_prepare(settings, _photos(settings, folder / "photos"), folder)
             print(prepare_table(figures))
+        elif settings.stage == "train":
+            figures = benchmark_train(settings, folder)
+            print(train_table(settings, figures))
         else:
+            photos = _photos(settings, folder / "photos")
             figures = benchmark_score(settings, photos, _random_bundle(settings, folder / "bundle"), folder)
             print(_table(settings, figures))
     if settings.json_file:

@@ -211,10 +211,10 @@ class DemoSettings(VerbSettings):
 class BenchmarkSettings(VerbSettings):
     """Measures this machine's ceiling, this pipeline's rate and a plain Keras script's rate in one run."""
 
-    stage: Annotated[Literal["score", "prepare"], tyro.conf.Positional] = "score"
-    """What to measure: score, or prepare (which has no network and is set beside a plain loop)."""
+    stage: Annotated[Literal["score", "train", "prepare"], tyro.conf.Positional] = "score"
+    """What to measure: score, train, or prepare (which has no network and is set beside a plain loop)."""
     input: str | None = None
-    """Folder of JPEG photos to use, repeated when they are too few; none draws 600x450 ones."""
+    """Folder of JPEG photos to use, repeated when they are too few; none draws 600x450 ones, as train always does."""
     model: ModelName = "resnet50"
     """Network, with random weights: speed does not depend on them."""
     image_size_px: int = Field(224, ge=32)
@@ -224,6 +224,6 @@ class BenchmarkSettings(VerbSettings):
     rounds: int = Field(3, ge=1)
     """Measurements of each rate, in turn; medians are printed."""
     batch_size: int = Field(32, ge=1)
-    """Photos in one forward pass."""
+    """Photos in one forward pass, or in one step of training over all workers."""
     json_file: Annotated[str | None, tyro.conf.arg(name="json")] = None
     """Also write the figures to this file."""

@@ -309,7 +309,7 @@ def _demo_dry(settings: DemoSettings) -> list[str]:
 
 
 def _benchmark(settings: BenchmarkSettings) -> int:
-    if settings.stage == "score":
+    if settings.stage != "prepare":
         telemetry.import_tensorflow()
     from skinray.benchmark import run_benchmark
 

@@ -36,3 +36,20 @@ def test_the_benchmark_of_prepare_sets_it_beside_a_plain_loop(ray_cluster: None,
     assert min(rates.values()) > 0
     assert figures["ratio_to_plain"] == pytest.approx(rates["pipeline"] / rates["plain"])
     assert 300 < figures["peak_memory_mb"] < 30_000
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_benchmark_of_training_sets_it_beside_plain_keras(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    arguments = ["--model", "cnn_sequential", "--image-size-px", "32", "--photos", "64", "--batch-size", "16", "--rounds", "1"]
+    assert main(["benchmark", "train", *arguments, "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    rates = {name: figures[f"{name}_images_per_s"] for name in ("ceiling", "keras", "pipeline")}
+    assert min(rates.values()) > 0
+    assert figures["ratio_to_ceiling"] == pytest.approx(rates["pipeline"] / rates["ceiling"])
+    assert figures["ratio_to_keras"] == pytest.approx(rates["pipeline"] / rates["keras"])
+    assert 0 <= figures["data_wait_share"] < 1
+    assert f"pipeline / ceiling {figures['ratio_to_ceiling']:.2f}" in capsys.readouterr().out

@@ -1,21 +1,19 @@
-import contextlib
 import json
-import os
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from skinray import storage
 from skinray.bundle import load_bundle
 from skinray.errors import ConfigError, DatasetError, OutputExistsError
-from skinray.shards import PreparedDataset
+from skinray.metrics import roc_auc
+from skinray.shards import PreparedDataset, read_photos
 from skinray.training import TrainedModel, run_identity, train
-from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings
+from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings, TransferSettings
 from tests.conftest import toy_settings
 
 pytestmark = pytest.mark.ray
@@ -35,7 +33,13 @@ def test_one_worker_and_two_reach_the_same_weights(prepared: PreparedDataset, tm
     def run(num_workers: int, **changes: Any) -> dict[str, Any]:
         name = f"{num_workers}-{len(changes)}"
         # In float64, because rounding in float32 grows from step to step and would hide an error of the method.
-        same = {"num_workers": num_workers, "precision": "float64", "augmentation": AugmentationSettings()}
+        same = {
+            "num_workers": num_workers,
+            "precision": "float64",
+            "augmentation": AugmentationSettings(),
+            "model": ModelSettings(name="cnn_sequential", dropout=0.3),
+            "clip_norm": 1.0,
+        }
         settings = toy_settings(prepared.uri, tmp_path / name, **same, **changes)
         return weights_of(train(settings))
 
@@ -94,49 +98,85 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(prepared: PreparedDa
     assert largest_difference(weights_of(again), weights) == 0
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_been(prepared: PreparedDataset, tmp_path: Path) -> None:
-    def settings(name: str) -> TrainSettings:
-        return toy_settings(prepared.uri, tmp_path / name, epochs=4, precision="float64")
+def test_transfer_learning_trains_the_new_layers_first(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Frozen layers keep their weights bit by bit; of the others every one moves."""
+    from skinray.model import build_model, load_backbone_weights
 
-    undisturbed = train(settings("undisturbed"))
-    killed: list[int] = []
+    weights = tmp_path / "first.weights.h5"
+    model = ModelSettings(name="mobilenet", mobilenet_alpha=0.25, dropout=0)
+    first = build_model(model, 48, 2).get_layer("backbone")
+    first.save_weights(weights)
+    model = model.model_copy(update={"weights": str(weights)})
+    start = build_model(model, 48, 2)
+    load_backbone_weights(start, model)
+    before = {variable.path: variable.numpy() for variable in start.get_layer("backbone").variables}
 
-    def kill_one() -> None:
-        while not list((tmp_path / "disturbed" / "checkpoints").glob("checkpoint_*/state.json")):
-            time.sleep(0.02)
-        killed.append(training_workers()[0])
-        os.kill(killed[0], signal.SIGKILL)
+    def moved(epochs: int, **transfer: Any) -> set[str]:
+        name = f"run{epochs}{len(transfer)}"
+        settings = toy_settings(
+            prepared.uri, tmp_path / name, model=model, epochs=epochs, transfer=TransferSettings(frozen_epochs=1, **transfer)
+        )
+        trained = train(settings)
+        assert [record["phase"] for record in trained.history] == ["frozen backbone", "fine-tuning"][:epochs]
+        if trained.best_epoch < epochs:
+            pytest.skip(f"epoch {trained.best_epoch} was the best, so the last one's weights are not in the bundle")
+        backbone = load_bundle(trained.bundle_uri).load_model().get_layer("backbone")
+        return {variable.path for variable in backbone.variables if not np.array_equal(variable.numpy(), before[variable.path])}
 
-    killer = threading.Thread(target=kill_one, daemon=True)
-    killer.start()
-    disturbed = train(settings("disturbed"))
-    killer.join(timeout=10)
-    assert killed
-    assert [record["epoch"] for record in disturbed.history] == [1, 2, 3, 4]
-    assert largest_difference(weights_of(disturbed), weights_of(undisturbed)) <= 1e-6
-    losses = [[record["train_loss"] for record in run.history] for run in (disturbed, undisturbed)]
-    assert np.allclose(*losses, rtol=1e-9)
+    assert moved(1) == set()
+    changed = moved(2, from_layer="conv_pw_12", batch_norm="frozen")
+    layers = {path.split("/")[-2] for path in changed}
+    assert {"conv_pw_12", "conv_dw_13", "conv_pw_13"} <= layers <= {
+        "conv_pw_12", "conv_pw_12_bn", "conv_dw_13", "conv_dw_13_bn", "conv_pw_13", "conv_pw_13_bn",
+    }  # fmt: skip
+    assert not [path for path in changed if "moving_" in path], "frozen BatchNorm keeps its statistics"
 
 
-def training_workers() -> list[int]:
-    """The process ids of the training workers below this process."""
-    parent_of: dict[int, int] = {}
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent_of[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if (entry / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
-                    found.append(int(entry.name))
+def test_a_fold_is_validated_on_and_not_learnt_from(prepared: PreparedDataset, tmp_path: Path) -> None:
+    trained = train(toy_settings(prepared.uri, tmp_path / "run", fold=1, epochs=1))
+    photos = read_photos(prepared)
+    unseen = pd.read_parquet(tmp_path / "run" / "validation.parquet")
+    assert set(unseen["image_id"]) == set(photos.loc[photos["fold"] == 1, "image_id"])
+    assert load_bundle(trained.bundle_uri).metadata["validation"]["photos"] == len(unseen)
+    with pytest.raises(ConfigError, match="folds 0 to 4"):
+        train(toy_settings(prepared.uri, tmp_path / "other", fold=5))
 
-    def ours(process: int) -> bool:
-        while process in parent_of:
-            process = parent_of[process]
-            if process == os.getpid():
-                return True
-        return False
 
-    return [process for process in found if ours(process)]
+def test_training_ends_early_when_validation_stalls(prepared: PreparedDataset, tmp_path: Path) -> None:
+    # A learning rate at which nothing changes: no epoch is better than the first.
+    settings = toy_settings(prepared.uri, tmp_path / "run", epochs=9, early_stopping_epochs=2, learning_rate=1e-30)
+    trained = train(settings)
+    assert (len(trained.history), trained.best_epoch) == (trained.best_epoch + 2, trained.best_epoch)
+    assert train(settings) == trained, "and reruns as a no-op"
+
+
+def test_every_way_of_training_learns(prepared: PreparedDataset, tmp_path: Path) -> None:
+    ways: list[dict[str, Any]] = [
+        {"balance": "sampling", "optimizer": "adam", "clip_norm": 1.0},
+        {"loss": "focal", "label_smoothing": 0.1, "precision": "bfloat16", "cache": "none"},
+        {
+            "model": ModelSettings(name="cnn_functional", clinical_input=True, dropout=0.2),
+            "augmentation": AugmentationSettings(saturation=0.2, colour_cast=0.1, vignette=0.5),
+            "weight_averaging": 0.9,
+        },
+    ]
+    for number, way in enumerate(ways):
+        trained = train(toy_settings(prepared.uri, tmp_path / str(number), **way))
+        losses = [record["train_loss"] for record in trained.history]
+        assert losses[1] < losses[0], way
+        bundle = load_bundle(trained.bundle_uri)
+        assert bundle.takes_clinical == ("model" in way)
+        assert all(np.isfinite(weight).all() for weight in bundle.load_model().get_weights())
+
+
+def test_a_run_leaves_curves_events_and_what_was_said_of_validation(trained: TrainedModel) -> None:
+    run = Path(trained.bundle_uri).parent
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run / "tensorboard").glob("events.*"))
+    unseen = pd.read_parquet(run / "validation.parquet")
+    positive = unseen["label"].to_numpy() == "malignant"
+    assert roc_auc(positive, unseen["prob_malignant"].to_numpy()) == pytest.approx(trained.validation_auc)
+    assert "gap" in load_bundle(trained.bundle_uri).metadata
 
 
 def test_more_workers_than_the_cluster_can_start_are_refused(prepared: PreparedDataset, tmp_path: Path) -> None:

@@ -1,0 +1,194 @@
+"""Whatever is killed, the run ends with the same epochs, and repeats no more than the steps since its last checkpoint."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skinray.bundle import load_bundle
+from skinray.shards import PreparedDataset
+from skinray.training import TrainedModel, train
+from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings
+from tests.conftest import toy_settings
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+EPOCHS, CHECKPOINT_STEPS = 3, 3
+
+
+def disturbed_settings(data: str, output: Path, **changes: Any) -> TrainSettings:
+    """A run of three epochs of eight steps that draws at random wherever training can, and checkpoints every third step."""
+    drawing = {"augmentation": AugmentationSettings(), "model": ModelSettings(name="cnn_sequential", dropout=0.3)}
+    return toy_settings(
+        data,
+        output,
+        epochs=EPOCHS,
+        checkpoint_steps=CHECKPOINT_STEPS,
+        weight_averaging=0.9,
+        precision="float64",
+        **drawing,
+        **changes,
+    )
+
+
+def weights_of(bundle_uri: str) -> list[np.ndarray[Any, Any]]:
+    weights: list[np.ndarray[Any, Any]] = load_bundle(bundle_uri).load_model().get_weights()
+    return weights
+
+
+def largest_difference(one: str, other: str) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(weights_of(one), weights_of(other), strict=True))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    return train(disturbed_settings(prepared.uri, tmp_path_factory.mktemp("undisturbed") / "run"))
+
+
+def check_same(history: list[dict[str, Any]], bundle_uri: str, undisturbed: TrainedModel) -> None:
+    assert [record["epoch"] for record in history] == list(range(1, EPOCHS + 1))
+    resumed = [record["resumed_at_step"] for record in history]
+    assert any(resumed), "an epoch went on in its middle"
+    assert all(step % CHECKPOINT_STEPS == 0 for step in resumed)
+    for name in ("train_loss", "validation_loss", "train_auc", "validation_auc"):
+        np.testing.assert_allclose(
+            [record[name] for record in history], [record[name] for record in undisturbed.history], rtol=1e-6, err_msg=name
+        )
+    assert largest_difference(bundle_uri, undisturbed.bundle_uri) <= 1e-6
+
+
+def wait_for_checkpoint_within_an_epoch(run: Path, after_epochs: int = 1, timeout_s: float = 200) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for state in (run / "checkpoints").glob("checkpoint_*/state.json"):
+            with contextlib.suppress(ValueError, OSError):
+                progress = json.loads(state.read_text())
+                if progress["epoch"] >= after_epochs and progress["step"] > 0:
+                    return
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint within an epoch")
+
+
+def training_workers(root: int) -> list[int]:
+    """The process ids of the training workers below a process."""
+    parent_of: dict[int, int] = {}
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent_of[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if (entry / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                    found.append(int(entry.name))
+
+    def ours(process: int) -> bool:
+        while process in parent_of:
+            process = parent_of[process]
+            if process == root:
+                return True
+        return False
+
+    return [process for process in found if ours(process)]
+
+
+def test_a_killed_worker_is_replaced(prepared: PreparedDataset, undisturbed: TrainedModel, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        wait_for_checkpoint_within_an_epoch(tmp_path / "run")
+        killed.append(training_workers(os.getpid())[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    disturbed = train(disturbed_settings(prepared.uri, tmp_path / "run"))
+    killer.join(timeout=10)
+    assert killed
+    check_same(disturbed.history, disturbed.bundle_uri, undisturbed)
+
+
+def test_the_same_command_goes_on_after_the_driver_was_killed(
+    prepared: PreparedDataset, undisturbed: TrainedModel, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    config = tmp_path / "train.yaml"
+    config.write_text(json.dumps(disturbed_settings(prepared.uri, run).recorded()))
+    command = [sys.executable, "-m", "skinray.cli", "train", "--config", str(config)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    first = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_for_checkpoint_within_an_epoch(run)
+    workers = training_workers(first.pid)
+    assert len(workers) == 2
+    first.kill()
+    first.wait(timeout=30)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers), "workers end with their driver"
+    assert not (run / "bundle").exists()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-2000:]
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    check_same(history, str(run / "bundle"), undisturbed)
+    once_more = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert once_more.returncode == 0
+    assert "finished already" in once_more.stderr
+
+
+NODE_LOSS = """
+import json, sys, threading
+from pathlib import Path
+from skinray import telemetry
+telemetry.set_library_defaults()
+import ray
+from ray.cluster_utils import Cluster
+from skinray.training import train
+from skinray.training_config import TrainSettings
+from tests.test_training_faults import wait_for_checkpoint_within_an_epoch
+settings = TrainSettings.model_validate(json.loads(Path(sys.argv[1]).read_text()))
+if __name__ == "__main__":
+    small = {"object_store_memory": 200_000_000}
+    # One worker fits on each node: the second one is lost with its node.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **small})
+    lost = cluster.add_node(num_cpus=1, **small)
+    ray.init(address=cluster.address, log_to_driver=False)
+
+    def lose_the_node():
+        wait_for_checkpoint_within_an_epoch(Path(settings.output))
+        cluster.remove_node(lost, allow_graceful=False)
+        cluster.add_node(num_cpus=1, **small)
+        print("lost a node", flush=True)
+
+    thread = threading.Thread(target=lose_the_node, daemon=True)
+    thread.start()
+    trained = train(settings)
+    thread.join()
+    print(json.dumps({"bundle": trained.bundle_uri, "history": trained.history}), flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+def test_a_lost_node_is_replaced_by_another(prepared: PreparedDataset, undisturbed: TrainedModel, tmp_path: Path) -> None:
+    config, script = tmp_path / "settings.json", tmp_path / "node_loss.py"
+    config.write_text(json.dumps(disturbed_settings(prepared.uri, tmp_path / "run").recorded()))
+    script.write_text(NODE_LOSS)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, str(script), str(config)], env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "lost a node" in ended.stdout
+    result = json.loads(ended.stdout.splitlines()[-1])
+    check_same(result["history"], result["bundle"], undisturbed)
