@@ -18,12 +18,12 @@ from skinray.bundle import Bundle, load_bundle
 from skinray.config import EvaluateSettings
 from skinray.errors import ConfigError, DatasetError
 from skinray.firewall import check_no_leaks, check_no_overlap
-from skinray.metrics import binary_figures, confusion_matrix
+from skinray.metrics import binary_figures, clustered_bootstrap, confusion_matrix, roc_auc
 from skinray.photos import list_shards
 from skinray.predictions import threshold_of
 from skinray.reports import NOT_A_DEVICE, confusion_plot, roc_plot
 from skinray.scoring import RunSummary, write_predictions
-from skinray.shards import PreparedDataset, open_dataset
+from skinray.shards import PreparedDataset, open_dataset, read_photos
 
 METRICS_NAME = "metrics.json"
 
@@ -55,7 +55,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     summary, files = write_predictions(bundle, list_shards(dataset, (settings.split,)), settings, predictions_uri)
     rows = _read_rows(predictions_uri, [file["path"] for file in files])
     scored = rows[rows["status"] == "scored"]
-    metrics = _measure(scored, bundle)
+    metrics = _measure(scored, bundle) | _interval(scored, dataset, bundle)
     metrics |= _provenance(bundle, dataset, settings, summary) | {"overlap_with_training": overlap}
     storage.write_json(storage.join(output, METRICS_NAME), metrics)
     _write_plots(scored, metrics, bundle, settings, output)
@@ -108,6 +108,17 @@ def _measure(rows: pd.DataFrame, bundle: Bundle) -> dict[str, Any]:
         "photos": len(rows),
         "malignant_photos": int(positive.sum()),
     }
+
+
+def _interval(rows: pd.DataFrame, dataset: PreparedDataset, bundle: Bundle) -> dict[str, Any]:
+    """The 95 % interval of the ROC-AUC; drawn are the groups that prepare made: photos of a patient, a lesion or a picture."""
+    photos = read_photos(dataset)
+    group_of = dict(zip(photos["image_id"], photos["group"], strict=True))
+    groups = np.array([group_of[image_id] for image_id in rows["image_id"]])
+    positive = rows["label"].isin(list(bundle.labels.malignant)).to_numpy()
+    scores = rows["malignancy_score"].to_numpy(np.float64)
+    low, high = clustered_bootstrap(groups, lambda drawn: roc_auc(positive[drawn], scores[drawn]))
+    return {"roc_auc_interval": [low, high], "groups": len(np.unique(groups))}
 
 
 def _predicted(rows: pd.DataFrame, bundle: Bundle) -> Any:

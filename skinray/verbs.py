@@ -230,6 +230,8 @@ def _evaluate(settings: EvaluateSettings) -> int:
         metrics = evaluate(settings)
     for name in ("roc_auc", "accuracy", "precision", "recall", "specificity", "f1"):
         print(f"{name:<12} {metrics[name]:.4f}")
+    low, high = metrics["roc_auc_interval"]
+    print(f"roc_auc's 95 % interval {low:.3f} to {high:.3f}, drawn by {metrics['groups']:,} patients, lesions or pictures")
     print(f"photos       {metrics['photos']:,} of {settings.split}, {metrics['malignant_photos']:,} malignant")
     if metrics["overlap_with_training"] is None:
         say("skinray: what the bundle was trained on is not there any more: overlap with it could not be looked for")

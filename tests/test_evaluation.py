@@ -78,6 +78,9 @@ def test_the_figures_are_scikit_learns_on_the_predictions_written(evaluation: Pa
     rows = rows_of(evaluation)
     positive, flagged = rows["label"] == "malignant", rows["flagged"].astype(bool)
     assert metrics["roc_auc"] == pytest.approx(sklearn.metrics.roc_auc_score(positive, rows["malignancy_score"]))
+    low, high = metrics["roc_auc_interval"]
+    assert low < metrics["roc_auc"] < high
+    assert metrics["groups"] < metrics["photos"], "photos of a lesion are drawn together"
     assert metrics["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(positive, flagged))
     assert metrics["precision"] == pytest.approx(sklearn.metrics.precision_score(positive, flagged))
     assert metrics["recall"] == pytest.approx(sklearn.metrics.recall_score(positive, flagged))

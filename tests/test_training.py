@@ -146,7 +146,8 @@ def test_training_ends_early_when_validation_stalls(prepared: PreparedDataset, t
     # A learning rate at which nothing changes: no epoch is better than the first.
     settings = toy_settings(prepared.uri, tmp_path / "run", epochs=9, early_stopping_epochs=2, learning_rate=1e-30)
     trained = train(settings)
-    assert (len(trained.history), trained.best_epoch) == (trained.best_epoch + 2, trained.best_epoch)
+    assert len(trained.history) == min(9, trained.best_epoch + 2)
+    assert len(trained.history) < 9
     assert train(settings) == trained, "and reruns as a no-op"
 
 

@@ -121,7 +121,7 @@ def test_the_same_command_goes_on_after_the_driver_was_killed(
     run = tmp_path / "run"
     config = tmp_path / "train.yaml"
     config.write_text(json.dumps(disturbed_settings(prepared.uri, run).recorded()))
-    command = [sys.executable, "-m", "skinray.cli", "train", "--config", str(config)]
+    command = [sys.executable, str(Path(__file__).parents[1] / "jobs" / "train.py"), "--config", str(config)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     first = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
