@@ -14,6 +14,13 @@ from skinray.bundle import OperatingPoints
 NOT_A_DEVICE = "Research software, not a medical device. The output is not a diagnosis."
 
 
+def _chosen_in_words(metadata: Mapping[str, Any]) -> str:
+    if "ensemble" in metadata:
+        members = len(metadata["ensemble"]["members"])
+        return f"the mean of {members} models, one a fold; each photo was judged by the one that had not seen it"
+    return f"epoch {metadata['validation']['epoch']}, chosen by this figure, which is therefore optimistic"
+
+
 def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
     """The model card of a fresh bundle, Markdown in the layout of the Hugging Face hub.
 
@@ -54,9 +61,9 @@ def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
             "## Validation",
             "",
             f"ROC-AUC, malignant against benign: {validation['roc_auc']:.3f} on {validation['photos']} photos "
-            f"(epoch {validation['epoch']}, chosen by this figure, which is therefore optimistic: "
-            "what counts is the evaluation on the test split).",
+            f"({_chosen_in_words(metadata)}: what counts is the evaluation on the test split).",
             "",
+            *([metadata["gap"][0].upper() + metadata["gap"][1:], ""] if "gap" in metadata else []),
             "| operating point | threshold | sensitivity | specificity |",
             "| --- | --- | --- | --- |",
             *rows,
