@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from skinray import storage, training_log
+from skinray import storage, tracking
 from skinray.errors import ConfigError, StorageError
-from skinray.training_log import MLFLOW_DEFAULTS, TrainingLog, epoch_line, in_words, step_line
+from skinray.tracking import MLFLOW_DEFAULTS
+from skinray.training_log import TrainingLog, epoch_line, in_words, step_line
 from tests.conftest import free_port
 
 STEPS = {
@@ -430,7 +431,7 @@ def test_an_interrupt_is_no_failure_of_a_sink(tmp_path: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     shown = log(tmp_path, tensorboard=True)
-    monkeypatch.setattr(training_log, "_scalars", interrupted)
+    monkeypatch.setattr(tracking, "scalars", interrupted)
     with pytest.raises(KeyboardInterrupt):
         shown.record(epoch(1))
 
