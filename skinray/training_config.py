@@ -248,6 +248,8 @@ class VerifySettings(VerbSettings):
     """Photos in one step over all workers."""
     steps: int = Field(50, ge=1)
     """SGD steps to take."""
+    precisions: tuple[Literal["float64", "float32"], ...] = ("float64", "float32")
+    """What to compute in, one after the other: float64 decides; float32 shows what rounding does."""
     tolerance: float = Field(1e-5, gt=0)
     """Largest difference of a weight or a BatchNorm statistic that passes."""
     seed: int = 0
@@ -259,6 +261,8 @@ class VerifySettings(VerbSettings):
             replicas = workers * max(1, self.gpus_per_worker)
             if workers < 1 or self.global_batch_size % replicas:
                 raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of {replicas} replicas")
+        if "float64" not in self.precisions:
+            raise ValueError(f"precisions {list(self.precisions)}: float64 decides, so it must be among them")
         if len(set(self.num_workers)) < 2:
             raise ValueError(f"num_workers {list(self.num_workers)}: give at least two different numbers")
         return self

@@ -220,7 +220,9 @@ def _verify(settings: VerifySettings) -> int:
 
 def _verify_dry(settings: VerifySettings) -> list[str]:
     workers = ", ".join(str(number) for number in settings.num_workers)
-    return [f"{settings.steps} SGD steps of {settings.global_batch_size} photos with {workers} workers, in float64 and float32"]
+    return [
+        f"{settings.steps} SGD steps of {settings.global_batch_size} photos with {workers} workers, in {' and '.join(settings.precisions)}"
+    ]
 
 
 def _evaluate(settings: EvaluateSettings) -> int:

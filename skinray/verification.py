@@ -63,8 +63,7 @@ def verify_distributed(settings: VerifySettings) -> list[Agreement]:
         One agreement for every number and precision; float64 decides.
     """
     found = []
-    precisions: tuple[VerifiedPrecision, ...] = ("float64", "float32")
-    for precision in precisions:
+    for precision in settings.precisions:
         reference: _Outcome | None = None
         for num_workers in settings.num_workers:
             say(f"verify: {num_workers} workers, {settings.steps} steps in {precision}")

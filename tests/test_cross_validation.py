@@ -12,15 +12,24 @@ from hypothesis import strategies as st
 
 from skinray.bundle import load_bundle
 from skinray.classifier import Classifier
+from skinray.config import PrepareSettings
 from skinray.cross_validation import RESULTS_NAME, CrossValidation, cross_validate, mean_interval
+from skinray.preparation import prepare_dataset
 from skinray.shards import PreparedDataset
 from skinray.training_config import CrossValidateSettings
 from tests.conftest import toy_settings
 
 
 @pytest.fixture(scope="module")
-def settings(prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> CrossValidateSettings:
-    toy = toy_settings(prepared.uri, tmp_path_factory.mktemp("folds") / "run", epochs=1, num_workers=1, steps_per_epoch=2)
+def halves(ray_cluster: None, drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    """The drawn photos in two folds."""
+    output = tmp_path_factory.mktemp("halves") / "dataset"
+    return prepare_dataset(PrepareSettings(catalog="synthetic", source=str(drawn_photos), output=str(output), folds=2))
+
+
+@pytest.fixture(scope="module")
+def settings(halves: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> CrossValidateSettings:
+    toy = toy_settings(halves.uri, tmp_path_factory.mktemp("folds") / "run", epochs=1, num_workers=1, steps_per_epoch=2)
     return CrossValidateSettings(**toy.model_dump())
 
 
@@ -31,12 +40,12 @@ def found(settings: CrossValidateSettings) -> CrossValidation:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_every_photo_that_is_not_test_is_unseen_by_one_model(found: CrossValidation, prepared: PreparedDataset) -> None:
+def test_every_photo_that_is_not_test_is_unseen_by_one_model(found: CrossValidation, halves: PreparedDataset) -> None:
     run = Path(found.bundle_uri).parent
-    parts = [pd.read_parquet(run / f"fold={fold}" / "validation.parquet") for fold in range(5)]
+    parts = [pd.read_parquet(run / f"fold={fold}" / "validation.parquet") for fold in range(2)]
     unseen = pd.concat(parts)
     assert unseen["image_id"].is_unique
-    assert len(unseen) == prepared.rows("train") + prepared.rows("validation") == found.pooled["photos"]
+    assert len(unseen) == halves.rows("train") + halves.rows("validation") == found.pooled["photos"]
     lesions = [set(part["lesion_id"]) - {""} for part in parts]
     assert sum(map(len, lesions)) == len(set.union(*lesions)), "no lesion stands in two folds"
     assert [fold["photos"] for fold in found.folds] == [len(part) for part in parts]
@@ -62,9 +71,9 @@ def test_the_bundle_is_the_mean_of_the_folds(found: CrossValidation) -> None:
     bundle = load_bundle(found.bundle_uri)
     assert bundle.model_id == found.model_id
     photos = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
-    members = [Classifier(load_bundle(str(run / f"fold={fold}" / "bundle"))).probabilities(photos) for fold in range(5)]
+    members = [Classifier(load_bundle(str(run / f"fold={fold}" / "bundle"))).probabilities(photos) for fold in range(2)]
     np.testing.assert_allclose(Classifier(bundle).probabilities(photos), np.mean(members, axis=0), atol=1e-6)
-    assert len(set(bundle.metadata["ensemble"]["members"])) == 5
+    assert len(set(bundle.metadata["ensemble"]["members"])) == 2
 
 
 @pytest.mark.ray

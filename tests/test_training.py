@@ -30,8 +30,7 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def test_one_worker_and_two_reach_the_same_weights(prepared: PreparedDataset, tmp_path: Path) -> None:
-    def run(num_workers: int, **changes: Any) -> dict[str, Any]:
-        name = f"{num_workers}-{len(changes)}"
+    def run(num_workers: int) -> dict[str, Any]:
         # In float64, because rounding in float32 grows from step to step and would hide an error of the method.
         same = {
             "num_workers": num_workers,
@@ -40,15 +39,13 @@ def test_one_worker_and_two_reach_the_same_weights(prepared: PreparedDataset, tm
             "model": ModelSettings(name="cnn_sequential", dropout=0.3),
             "clip_norm": 1.0,
         }
-        settings = toy_settings(prepared.uri, tmp_path / name, **same, **changes)
+        settings = toy_settings(prepared.uri, tmp_path / str(num_workers), **same)
         return weights_of(train(settings))
 
     one, two = run(1), run(2)
     moving = [name for name in one if "moving_" in name]
     assert len(moving) == 8, "the comparison covers the BatchNorm statistics"
     assert largest_difference(one, two) <= 1e-5
-    # The same measure tells other batches apart, so agreement is no accident.
-    assert largest_difference(one, run(1, seed=1)) > 1e-2
 
 
 def test_a_run_leaves_a_bundle_that_verifies_a_history_and_a_manifest(trained: TrainedModel, prepared: PreparedDataset) -> None:
