@@ -220,8 +220,9 @@ def _verify(settings: VerifySettings) -> int:
 
 def _verify_dry(settings: VerifySettings) -> list[str]:
     workers = ", ".join(str(number) for number in settings.num_workers)
+    precisions = " and ".join(settings.precisions)
     return [
-        f"{settings.steps} SGD steps of {settings.global_batch_size} photos with {workers} workers, in {' and '.join(settings.precisions)}"
+        f"{settings.steps} SGD steps of {settings.global_batch_size} photos with {workers} workers, in {precisions}"
     ]
 
 
