@@ -1,9 +1,10 @@
-"""What a run says while it runs: progress lines, timings and the library chatter that is kept out of the way."""
+"""What a run says while it runs, and what keeps the libraries' own chatter and detours out of the way."""
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class Progress:
@@ -92,3 +93,20 @@ def set_library_defaults() -> None:
         defaults["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def without_dashboard() -> Iterator[None]:
+    """For starting a local Ray that has no dashboard: tells its processes that there is none to ask.
+
+    Ray Train asks it whether a run's controller is alive, and without an answer holds every run up at its end for 13 s.
+    """
+    name = "RAY_API_SERVER_ADDRESS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "http://127.0.0.1:9"  # the discard port: refused at once
+    try:
+        yield
+    finally:
+        del os.environ[name]

@@ -57,7 +57,8 @@ def ray_session() -> Iterator[None]:
     # Progress is said by the driver; the workers' own output stays in Ray's logs, where it can be looked up.
     # It says at every start that it made a token, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
+    with telemetry.without_dashboard() if own else contextlib.nullcontext():
+        ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
     for name in ("ray.data", "ray.train", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -221,9 +222,7 @@ def _verify(settings: VerifySettings) -> int:
 def _verify_dry(settings: VerifySettings) -> list[str]:
     workers = ", ".join(str(number) for number in settings.num_workers)
     precisions = " and ".join(settings.precisions)
-    return [
-        f"{settings.steps} SGD steps of {settings.global_batch_size} photos with {workers} workers, in {precisions}"
-    ]
+    return [f"{settings.steps} SGD steps of {settings.global_batch_size} photos with {workers} workers, in {precisions}"]
 
 
 def _evaluate(settings: EvaluateSettings) -> int:

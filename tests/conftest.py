@@ -78,7 +78,7 @@ def ray_cluster(s3_endpoint: str) -> Iterator[None]:
 
     # A short path, because Ray puts Unix sockets below it and their paths must stay under 108 characters.
     folder = tempfile.mkdtemp(prefix="skinray-")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), telemetry.without_dashboard():
         warnings.simplefilter("ignore")  # Ray's own, at start
         ray.init(
             address="local",

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from skinray.telemetry import Progress, say, set_library_defaults
+from skinray.telemetry import Progress, say, set_library_defaults, without_dashboard
 
 
 class Clock:
@@ -106,3 +106,14 @@ def test_what_the_user_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         set_library_defaults()
         assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
         assert os.environ["KERAS_BACKEND"] == "tensorflow"
+
+
+def test_without_a_dashboard_is_said_to_the_processes_started_meanwhile_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with without_dashboard():
+        assert os.environ["RAY_API_SERVER_ADDRESS"].startswith("http://127.0.0.1")
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://mine:8265")
+    with without_dashboard():
+        assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://mine:8265", "what the user set stays"
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://mine:8265"
