@@ -138,8 +138,8 @@ def _run_trials(settings: SearchSettings, space: dict[str, Any]) -> list[dict[st
     if settings.epochs > settings.grace_epochs:
         scheduler = ASHAScheduler(time_attr="epoch", max_t=settings.epochs + 1, grace_period=settings.grace_epochs)
     tuner = ray.tune.Tuner(
-        # The trial itself only waits; its workers ask for what they need.
-        ray.tune.with_resources(trial, {"cpu": 0}),
+        # The trial itself only waits, and must not take a core from its workers; Tune wants to be asked for something.
+        ray.tune.with_resources(trial, {"cpu": 0, "memory": 1}),
         param_space=space,
         tune_config=ray.tune.TuneConfig(
             metric=_METRIC,

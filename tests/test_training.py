@@ -111,8 +111,8 @@ def test_transfer_learning_trains_the_new_layers_first(prepared: PreparedDataset
     trained = train(toy_settings(prepared.uri, tmp_path / "run", model=model, transfer=transfer))
     assert [record["phase"] for record in trained.history] == ["frozen backbone", "fine-tuning"]
     moved: dict[int, set[str]] = {}
-    for folder in (tmp_path / "run" / "checkpoints").glob("checkpoint_*"):
-        progress, arrays = load_checkpoint(folder)
+    for state in (tmp_path / "run" / "checkpoints").glob("checkpoint_*/state.json"):
+        progress, arrays = load_checkpoint(state.parent)
         pairs = zip(start.weights, start.get_weights(), arrays["model"], strict=True)
         moved[progress.epoch] = {variable.path for variable, before, now in pairs if not np.array_equal(before, now)}
     assert {path.split("/")[0] for path in moved[1]} == {"logits"}

@@ -154,19 +154,21 @@ import ray
 from ray.cluster_utils import Cluster
 from skinray.training import train
 from skinray.training_config import TrainSettings
-from tests.test_training_faults import wait_for_checkpoint_within_an_epoch
+from tests.test_training_faults import training_workers, wait_for_checkpoint_within_an_epoch
 settings = TrainSettings.model_validate(json.loads(Path(sys.argv[1]).read_text()))
 if __name__ == "__main__":
     small = {"object_store_memory": 200_000_000}
-    # One worker fits on each node: the second one is lost with its node.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **small})
-    lost = cluster.add_node(num_cpus=1, **small)
+    # One worker fits on each node; of the two that are not the head, one that trains is lost.
+    with telemetry.without_dashboard():
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **small})
+        others = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
 
     def lose_the_node():
         wait_for_checkpoint_within_an_epoch(Path(settings.output))
+        raylet_of = {node: node.all_processes["raylet"][0].process.pid for node in others}
+        lost = next(node for node in others if training_workers(raylet_of[node]))
         cluster.remove_node(lost, allow_graceful=False)
-        cluster.add_node(num_cpus=1, **small)
         print("lost a node", flush=True)
 
     thread = threading.Thread(target=lose_the_node, daemon=True)
