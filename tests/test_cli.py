@@ -148,7 +148,7 @@ def test_the_whole_way_through_an_object_store(
 
 @pytest.mark.parametrize("entry_point", sorted(path.name for path in (REPOSITORY / "jobs").glob("*.py")))
 def test_every_job_is_the_verb_of_its_name_and_has_its_settings_beside_it(entry_point: str) -> None:
-    verb = entry_point.removesuffix(".py")
+    verb = entry_point.removesuffix(".py").replace("_", "-")
     job = REPOSITORY / "jobs" / entry_point
     printed = subprocess.run([sys.executable, str(job), "--help"], capture_output=True, text=True, check=True, timeout=120)
     assert f"usage: skinray {verb}" in printed.stdout
