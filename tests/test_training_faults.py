@@ -140,9 +140,6 @@ def test_the_same_command_goes_on_after_the_driver_was_killed(
     assert again.returncode == 0, again.stderr[-2000:]
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     check_same(history, str(run / "bundle"), undisturbed)
-    once_more = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert once_more.returncode == 0
-    assert "finished already" in once_more.stderr
 
 
 NODE_LOSS = """
