@@ -67,13 +67,14 @@ def check_same(history: list[dict[str, Any]], bundle_uri: str, undisturbed: Trai
 
 
 def wait_for_checkpoint_within_an_epoch(run: Path, after_epochs: int = 1, timeout_s: float = 200) -> None:
+    """Waits until the newest checkpoint that Ray Train has taken note of, which is the one that a run goes on from, is such."""
+    snapshot = run / "checkpoints" / "checkpoint_manager_snapshot.json"
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        for state in (run / "checkpoints").glob("checkpoint_*/state.json"):
-            with contextlib.suppress(ValueError, OSError):
-                progress = json.loads(state.read_text())
-                if progress["epoch"] >= after_epochs and progress["step"] > 0:
-                    return
+        with contextlib.suppress(ValueError, OSError, TypeError, KeyError):
+            metrics = json.loads(snapshot.read_text())["latest_checkpoint_result"]["metrics"]
+            if metrics["epoch"] >= after_epochs and "step" in metrics:
+                return
         time.sleep(0.02)
     raise AssertionError("no checkpoint within an epoch")
 
