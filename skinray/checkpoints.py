@@ -1,12 +1,19 @@
 """What a training checkpoint holds: enough to go on in the middle of an epoch as if nothing had been.
 
-arrays.npz   model, optimizer, averaged weights, the best epoch's weights and logits, the running epoch's losses and logits
-state.json   epochs and steps done, the history, which epoch was the best
+<run>/checkpoints/checkpoint_EPOCH_STEP/arrays.npz   model, optimizer, averaged weights, the best epoch's weights and logits,
+                                                     the running epoch's losses and logits
+<run>/checkpoints/checkpoint_EPOCH_STEP/state.json   epochs and steps done, the history, which epoch was the best
 
 Random numbers need no state: every draw is a function of the run's seed, the step and the photo's place in its batch.
+
+Ray Train uploads these folders and keeps the last two of those it knows; it takes note of a new one every other second. A run
+goes on from the newest that lies there whole, noted or not, so that a kill costs the steps since then and no more. (What was
+not noted before a kill is not removed by Ray Train later: one folder a kill stays until the run's output is removed.)
 """
 
 import json
+import logging
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +21,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from skinray import storage
+from skinray.errors import StorageError
 
 ARRAYS, STATE = "arrays.npz", "state.json"
 
@@ -71,11 +81,48 @@ def save_checkpoint(folder: Path, progress: Progress, arrays: Arrays) -> None:
     (folder / STATE).write_text(json.dumps(asdict(progress)))
 
 
-def load_checkpoint(folder: Path) -> tuple[Progress, dict[str, list[npt.NDArray[Any]]]]:
-    """Reads what `save_checkpoint` wrote; a group of no arrays is missing."""
-    progress = Progress(**json.loads((folder / STATE).read_bytes()))
+def checkpoint_name(progress: Progress) -> str:
+    """The folder of a checkpoint; as text, names stand in the order of progress."""
+    return f"checkpoint_{progress.epoch:06d}_{progress.step:09d}"
+
+
+def load_checkpoint(uri: str) -> tuple[Progress, dict[str, list[npt.NDArray[Any]]]]:
+    """Reads what `save_checkpoint` wrote; a group of no arrays is missing.
+
+    Args:
+        uri: The checkpoint's folder.
+
+    Raises:
+        ValueError: It was not written to its end.
+    """
     arrays: dict[str, list[npt.NDArray[Any]]] = {}
-    with np.load(folder / ARRAYS) as stored:
-        for key in stored.files:  # in the order of writing
-            arrays.setdefault(key.rsplit(".", 1)[0], []).append(stored[key])
+    try:
+        progress = Progress(**json.loads(storage.read_bytes(storage.join(uri, STATE))))
+        with storage.reading(storage.join(uri, ARRAYS)) as file, np.load(file) as stored:
+            for key in stored.files:  # in the order of writing
+                arrays.setdefault(key.rsplit(".", 1)[0], []).append(stored[key])
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:  # json's errors are ValueErrors
+        raise ValueError(f"the checkpoint {uri} is not whole: {error}") from error
     return progress, arrays
+
+
+def newest_checkpoint(folder_uri: str) -> str | None:
+    """The name of the newest checkpoint of a run that lies there whole.
+
+    Args:
+        folder_uri: Where the run's checkpoints lie.
+
+    Returns:
+        The name of its folder below `folder_uri`; None when there is none.
+    """
+    if not storage.exists(folder_uri):
+        return None
+    written = {path.rpartition("/")[0] for path in storage.list_files(folder_uri) if path.endswith(f"/{ARRAYS}")}
+    for name in sorted(written, reverse=True):
+        try:
+            load_checkpoint(storage.join(folder_uri, name))
+        except (ValueError, StorageError) as error:  # cut off while it was uploaded, or just removed as too old
+            logging.getLogger(__name__).warning("%s", error)
+        else:
+            return name
+    return None

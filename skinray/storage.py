@@ -179,6 +179,13 @@ def writing(uri: str) -> Iterator[HashedFile]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def reading(uri: str) -> Iterator[BinaryIO]:
+    """A file to read bit by bit, at any place of it."""
+    with _explained(uri, "read"), filesystem(uri).open(path_of(uri), "rb") as file:
+        yield file
+
+
 def read_json(uri: str) -> Any:
     """The parsed content of one JSON file."""
     data = read_bytes(uri)

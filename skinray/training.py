@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Empty
 from typing import Any
 
@@ -26,13 +25,13 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from skinray import storage
-from skinray.checkpoints import load_checkpoint
+from skinray.checkpoints import load_checkpoint, newest_checkpoint
 from skinray.errors import ConfigError, DatasetError, TrainingError
 from skinray.firewall import check_no_leaks
 from skinray.photo_cache import TrainingPhotos, gather_photos
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
-from skinray.training_config import STEERING, TrainSettings
+from skinray.training_config import CHECKPOINTS, STEERING, TrainSettings
 from skinray.training_export import export_bundle
 from skinray.training_log import HISTORY, TrainingLog
 
@@ -106,9 +105,11 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
             if on_epoch and record["kind"] == "epoch":
                 on_epoch(record)
 
-        checkpoint = _fit(settings, dataset, photos, division, initial_weights, take)
-    with checkpoint.as_directory() as folder:
-        progress, arrays = load_checkpoint(Path(folder))
+        _fit(settings, dataset, photos, division, initial_weights, take)
+    newest = newest_checkpoint(settings.checkpoints_uri)
+    if newest is None:
+        raise TrainingError(f"{settings.output}: training ended without a checkpoint")
+    progress, arrays = load_checkpoint(storage.join(settings.checkpoints_uri, newest))
     exported = export_bundle(settings, dataset, photos, division.validation, progress, arrays["best"], arrays["best_logits"][0])
     trained = TrainedModel(*exported, progress.best_epoch, progress.best_auc, progress.history)
     manifest = {"kind": "skinray-training", "schema_version": 1, "identity": run_identity(settings, dataset), **trained.__dict__}
@@ -200,7 +201,7 @@ def _fit(
     division: _Division,
     initial_weights: list[npt.NDArray[Any]],
     take: Callable[[dict[str, Any]], None],
-) -> ray.train.Checkpoint:
+) -> None:
     from skinray.training_worker import WorkerPlan, train_worker
 
     manifest = dataset.manifest
@@ -237,7 +238,7 @@ def _fit(
             resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker},
         ),
         run_config=ray.train.RunConfig(
-            name="checkpoints",
+            name=CHECKPOINTS,
             storage_path=storage.path_of(settings.output),
             storage_filesystem=storage.arrow_filesystem(settings.output),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -246,13 +247,9 @@ def _fit(
     )
     with _taken(report, take):
         try:
-            result = trainer.fit()
+            trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(_reason(error)) from error
-    if result.checkpoint is None:
-        raise TrainingError(f"{settings.output}: training ended without a checkpoint")
-    checkpoint: ray.train.Checkpoint = result.checkpoint
-    return checkpoint
 
 
 def _reason(error: BaseException) -> str:

@@ -70,6 +70,10 @@ class AugmentationSettings(Settings):
     """Share of photos that get the dark corners of a dermatoscope's round field of view."""
 
 
+# The folder of a run's checkpoints, below its output.
+CHECKPOINTS = "checkpoints"
+
+
 class TrainSettings(VerbSettings):
     """Trains a classifier on prepared shards and writes a bundle."""
 
@@ -143,6 +147,11 @@ class TrainSettings(VerbSettings):
     """Also write the metrics for TensorBoard, below the output."""
     mlflow_uri: str | None = None
     """MLflow tracking server (http://...) or folder that also gets settings and metrics; needs the extra skinray[mlflow]."""
+
+    @property
+    def checkpoints_uri(self) -> str:
+        """Where the run's checkpoints lie."""
+        return f"{self.output.rstrip('/')}/{CHECKPOINTS}"
 
     @property
     def peak_learning_rates(self) -> tuple[float, float]:

@@ -22,7 +22,8 @@ import ray.train
 import tensorflow as tf
 from ray.train.collective import broadcast_from_rank_zero
 
-from skinray.checkpoints import Progress, load_checkpoint, save_checkpoint
+from skinray import storage
+from skinray.checkpoints import Progress, checkpoint_name, load_checkpoint, newest_checkpoint, save_checkpoint
 from skinray.classifier import use_threads
 from skinray.clinical import encode_clinical
 from skinray.feed import WINDOW_ROWS, blocks_of, epoch_order, prefetched, worker_batches
@@ -289,16 +290,17 @@ class _Run:
         }
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder), self.progress, arrays)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            stored = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=stored, checkpoint_dir_name=checkpoint_name(self.progress))
         self.beat()
 
     def _restore(self) -> None:
-        """Goes on from the run's last checkpoint when it has one."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        """Goes on from the run's last checkpoint when it has one; rank 0 says which that is, for all."""
+        folder = self.settings.checkpoints_uri
+        newest = broadcast_from_rank_zero(newest_checkpoint(folder) if self.replicas.rank == 0 else None)
+        if newest is None:
             return
-        with checkpoint.as_directory() as folder:
-            self.progress, arrays = load_checkpoint(Path(folder))
+        self.progress, arrays = load_checkpoint(storage.join(folder, newest))
         self.model.set_weights(arrays["model"])
         if self.average:
             for variable, value in zip(self.average.variables, arrays["average"], strict=True):

@@ -136,6 +136,37 @@ def toy_settings(data: str, output: Path, **changes: Any) -> "TrainSettings":
     )
 
 
+# Of `drawing_settings`.
+EPOCHS, CHECKPOINT_STEPS = 3, 3
+
+
+def drawing_settings(data: str, output: Path, **changes: Any) -> "TrainSettings":
+    """A run of three epochs of eight steps that draws at random wherever training can, and checkpoints every third step.
+
+    In float64, because rounding in float32 grows from step to step and would hide an error of the method.
+    """
+    from skinray.training_config import AugmentationSettings, ModelSettings
+
+    same = {
+        "augmentation": AugmentationSettings(),
+        "model": ModelSettings(name="cnn_sequential", dropout=0.3),
+        "epochs": EPOCHS,
+        "checkpoint_steps": CHECKPOINT_STEPS,
+        "weight_averaging": 0.9,
+        "clip_norm": 1.0,
+        "precision": "float64",
+    }
+    return toy_settings(data, output, **same, **changes)
+
+
+@pytest.fixture(scope="session")
+def trained_drawing(prepared: "PreparedDataset", tmp_path_factory: pytest.TempPathFactory) -> "TrainedModel":
+    """What two undisturbed workers make of `drawing_settings`."""
+    from skinray.training import train
+
+    return train(drawing_settings(prepared.uri, tmp_path_factory.mktemp("drawing") / "run"))
+
+
 @pytest.fixture(scope="session")
 def trained(prepared: "PreparedDataset", tmp_path_factory: pytest.TempPathFactory) -> "TrainedModel":
     """A model that two workers trained for two short epochs."""

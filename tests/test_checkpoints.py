@@ -1,5 +1,6 @@
 """A checkpoint gives back what was put in, and says when a run is over."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skinray.checkpoints import Progress, load_checkpoint, save_checkpoint
+from skinray import storage
+from skinray.checkpoints import Progress, checkpoint_name, load_checkpoint, newest_checkpoint, save_checkpoint
 
 
 def after(aucs: list[float]) -> Progress:
@@ -25,7 +27,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         "average": [],
     }
     save_checkpoint(tmp_path, progress, arrays)
-    again, loaded = load_checkpoint(tmp_path)
+    again, loaded = load_checkpoint(str(tmp_path))
     assert again == progress
     assert "average" not in loaded
     for name in ("model", "optimizer"):
@@ -33,6 +35,70 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         for one, other in zip(loaded[name], arrays[name], strict=True):
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
+
+
+def stored(folder: Path, progress: Progress) -> Path:
+    where = folder / checkpoint_name(progress)
+    where.mkdir(parents=True)
+    save_checkpoint(where, progress, {"model": [np.arange(1000)]})
+    return where
+
+
+def cut_arrays(checkpoint: Path) -> None:
+    arrays = checkpoint / "arrays.npz"
+    arrays.write_bytes(arrays.read_bytes()[:-100])
+
+
+def change_arrays(checkpoint: Path) -> None:
+    data = bytearray((checkpoint / "arrays.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (checkpoint / "arrays.npz").write_bytes(data)
+
+
+def cut_state(checkpoint: Path) -> None:
+    (checkpoint / "state.json").write_text('{"epoch": 3, "st')
+
+
+def lose_state(checkpoint: Path) -> None:
+    (checkpoint / "state.json").unlink()
+
+
+def empty_arrays(checkpoint: Path) -> None:
+    (checkpoint / "arrays.npz").write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut_arrays, change_arrays, cut_state, lose_state, empty_arrays])
+def test_a_checkpoint_cut_off_in_its_upload_is_passed_over(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    stored(tmp_path, Progress(2, 9))
+    whole = stored(tmp_path, Progress(2, 10))
+    damage(stored(tmp_path, Progress(3, 0)))
+    (tmp_path / "checkpoint_manager_snapshot.json").write_text("{}")  # Ray Train's own, beside them
+    assert newest_checkpoint(str(tmp_path)) == whole.name
+
+
+def test_a_run_without_a_whole_checkpoint_has_none(tmp_path: Path) -> None:
+    assert newest_checkpoint(str(tmp_path / "nowhere")) is None
+    cut_arrays(stored(tmp_path, Progress(0, 5)))
+    assert newest_checkpoint(str(tmp_path)) is None
+
+
+@pytest.mark.s3
+def test_checkpoints_in_an_object_store_are_found_and_read(s3_bucket: str, tmp_path: Path) -> None:
+    assert newest_checkpoint(f"{s3_bucket}/checkpoints") is None
+    for progress in (Progress(0, 7), Progress(1, 0)):
+        where = stored(tmp_path, progress)
+        storage.upload_folder(where, f"{s3_bucket}/checkpoints/{where.name}")
+    newest = newest_checkpoint(f"{s3_bucket}/checkpoints")
+    assert newest == checkpoint_name(Progress(1, 0))
+    progress, arrays = load_checkpoint(f"{s3_bucket}/checkpoints/{newest}")
+    assert progress == Progress(1, 0)
+    np.testing.assert_array_equal(arrays["model"][0], np.arange(1000))
+
+
+@given(st.lists(st.tuples(st.integers(0, 999_999), st.integers(0, 999_999_999)), min_size=2))
+def test_names_stand_in_the_order_of_progress(places: list[tuple[int, int]]) -> None:
+    names = [checkpoint_name(Progress(epoch, step)) for epoch, step in sorted(places)]
+    assert names == sorted(names)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1))

@@ -15,29 +15,13 @@ import numpy as np
 import pytest
 
 from skinray.bundle import load_bundle
+from skinray.checkpoints import Progress, checkpoint_name, newest_checkpoint
 from skinray.shards import PreparedDataset
 from skinray.training import TrainedModel, train
-from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings
-from tests.conftest import toy_settings
+from skinray.training_config import CHECKPOINTS
+from tests.conftest import CHECKPOINT_STEPS, EPOCHS, drawing_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-EPOCHS, CHECKPOINT_STEPS = 3, 3
-
-
-def disturbed_settings(data: str, output: Path, **changes: Any) -> TrainSettings:
-    """A run of three epochs of eight steps that draws at random wherever training can, and checkpoints every third step."""
-    drawing = {"augmentation": AugmentationSettings(), "model": ModelSettings(name="cnn_sequential", dropout=0.3)}
-    return toy_settings(
-        data,
-        output,
-        epochs=EPOCHS,
-        checkpoint_steps=CHECKPOINT_STEPS,
-        weight_averaging=0.9,
-        precision="float64",
-        **drawing,
-        **changes,
-    )
 
 
 def weights_of(bundle_uri: str) -> list[np.ndarray[Any, Any]]:
@@ -47,11 +31,6 @@ def weights_of(bundle_uri: str) -> list[np.ndarray[Any, Any]]:
 
 def largest_difference(one: str, other: str) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(weights_of(one), weights_of(other), strict=True))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
-    return train(disturbed_settings(prepared.uri, tmp_path_factory.mktemp("undisturbed") / "run"))
 
 
 def check_same(history: list[dict[str, Any]], bundle_uri: str, undisturbed: TrainedModel) -> None:
@@ -67,14 +46,12 @@ def check_same(history: list[dict[str, Any]], bundle_uri: str, undisturbed: Trai
 
 
 def wait_for_checkpoint_within_an_epoch(run: Path, after_epochs: int = 1, timeout_s: float = 200) -> None:
-    """Waits until the newest checkpoint that Ray Train has taken note of, which is the one that a run goes on from, is such."""
-    snapshot = run / "checkpoints" / "checkpoint_manager_snapshot.json"
+    """Waits until the newest whole checkpoint, noted by Ray Train or not, is the first one of an epoch."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        with contextlib.suppress(ValueError, OSError, TypeError, KeyError):
-            metrics = json.loads(snapshot.read_text())["latest_checkpoint_result"]["metrics"]
-            if metrics["epoch"] >= after_epochs and "step" in metrics:
-                return
+        newest = newest_checkpoint(str(run / CHECKPOINTS)) or ""
+        if newest.endswith(f"{CHECKPOINT_STEPS:09d}") and newest > checkpoint_name(Progress(after_epochs)):
+            return
         time.sleep(0.02)
     raise AssertionError("no checkpoint within an epoch")
 
@@ -100,7 +77,7 @@ def training_workers(root: int) -> list[int]:
     return [process for process in found if ours(process)]
 
 
-def test_a_killed_worker_is_replaced(prepared: PreparedDataset, undisturbed: TrainedModel, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced(prepared: PreparedDataset, trained_drawing: TrainedModel, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill_one() -> None:
@@ -110,18 +87,18 @@ def test_a_killed_worker_is_replaced(prepared: PreparedDataset, undisturbed: Tra
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    disturbed = train(disturbed_settings(prepared.uri, tmp_path / "run"))
+    disturbed = train(drawing_settings(prepared.uri, tmp_path / "run"))
     killer.join(timeout=10)
     assert killed
-    check_same(disturbed.history, disturbed.bundle_uri, undisturbed)
+    check_same(disturbed.history, disturbed.bundle_uri, trained_drawing)
 
 
 def test_the_same_command_goes_on_after_the_driver_was_killed(
-    prepared: PreparedDataset, undisturbed: TrainedModel, tmp_path: Path
+    prepared: PreparedDataset, trained_drawing: TrainedModel, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     config = tmp_path / "train.yaml"
-    config.write_text(json.dumps(disturbed_settings(prepared.uri, run).recorded()))
+    config.write_text(json.dumps(drawing_settings(prepared.uri, run).recorded()))
     command = [sys.executable, str(Path(__file__).parents[1] / "jobs" / "train.py"), "--config", str(config)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     first = subprocess.Popen(
@@ -140,7 +117,7 @@ def test_the_same_command_goes_on_after_the_driver_was_killed(
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr[-2000:]
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    check_same(history, str(run / "bundle"), undisturbed)
+    check_same(history, str(run / "bundle"), trained_drawing)
 
 
 NODE_LOSS = """
@@ -179,9 +156,9 @@ if __name__ == "__main__":
 """
 
 
-def test_a_lost_node_is_replaced_by_another(prepared: PreparedDataset, undisturbed: TrainedModel, tmp_path: Path) -> None:
+def test_a_lost_node_is_replaced_by_another(prepared: PreparedDataset, trained_drawing: TrainedModel, tmp_path: Path) -> None:
     config, script = tmp_path / "settings.json", tmp_path / "node_loss.py"
-    config.write_text(json.dumps(disturbed_settings(prepared.uri, tmp_path / "run").recorded()))
+    config.write_text(json.dumps(drawing_settings(prepared.uri, tmp_path / "run").recorded()))
     script.write_text(NODE_LOSS)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
@@ -191,4 +168,4 @@ def test_a_lost_node_is_replaced_by_another(prepared: PreparedDataset, undisturb
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "lost a node" in ended.stdout
     result = json.loads(ended.stdout.splitlines()[-1])
-    check_same(result["history"], result["bundle"], undisturbed)
+    check_same(result["history"], result["bundle"], trained_drawing)
