@@ -52,6 +52,7 @@ def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
             "",
             f"Trained on the `{source['catalog']}` catalog{_split_in_words(metadata['leaks'])}",
             "",
+            *_clinical_in_words(metadata),
             "## Data",
             "",
             "| split | " + " | ".join(metadata["classes"]) + " |",
@@ -75,6 +76,15 @@ def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
             "",
         ]
     )
+
+
+def _clinical_in_words(metadata: Mapping[str, Any]) -> list[str]:
+    if not metadata["training_settings"]["model"]["clinical_input"]:
+        return []
+    return [
+        "Besides the photo it looks at age, sex and site, each where it is known. It was also trained on photos without them.",
+        "",
+    ]
 
 
 def _split_in_words(leaks: Mapping[str, int]) -> str:

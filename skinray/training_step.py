@@ -17,7 +17,7 @@ import tensorflow as tf
 from skinray.augmentation import Augmentation
 from skinray.model import split_head
 from skinray.optimization import photo_losses, sum_over_replicas
-from skinray.photo_cache import PhotoReader
+from skinray.photo_reader import PhotoReader
 from skinray.replicas import Replicas
 from skinray.training_config import TrainSettings
 

@@ -31,7 +31,8 @@ from skinray.metrics import balanced_accuracy, cross_entropy, malignancy, roc_au
 from skinray.model import build_model, set_trainable
 from skinray.normalization import synchronized
 from skinray.optimization import Phase, WeightAverage, build_optimizer, current_learning_rate, phases
-from skinray.photo_cache import PhotoReader, TrainingPhotos
+from skinray.photo_cache import TrainingPhotos
+from skinray.photo_reader import PhotoReader
 from skinray.replicas import Replicas, dtype_policy, fastest_precision
 from skinray.training_config import TrainSettings
 from skinray.training_step import Batch, StepOutcome, build_predict, build_train_step

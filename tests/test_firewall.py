@@ -86,7 +86,7 @@ def test_a_leaky_data_set_is_not_trained_on_unless_told_and_the_card_says_so(
     ray_cluster: None, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
     leaky = _with_leaks(prepared, tmp_path / "leaky")
-    settings = toy_settings(leaky.uri, tmp_path / "run", epochs=1)
+    settings = toy_settings(leaky.uri, tmp_path / "run", epochs=1, num_workers=1, steps_per_epoch=1)
     with pytest.raises(LeakError, match="3 lesions across splits"):
         train(settings)
     assert not (tmp_path / "run").exists()

@@ -20,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from skinray import photo_cache, shard_writer
+from skinray import photo_blocks, photo_cache, shard_writer
 from skinray.config import PrepareSettings, SplitName
 from skinray.errors import DatasetError
 from skinray.feed import blocks_of, epoch_order, worker_batches
 from skinray.images import Preprocessing, decode_photo
-from skinray.photo_cache import PhotoReader, TrainingPhotos, gather_photos
+from skinray.photo_cache import TrainingPhotos, gather_photos
+from skinray.photo_reader import PhotoReader
 from skinray.preparation import prepare_dataset
 from skinray.shards import PreparedDataset, open_dataset
 
@@ -74,14 +75,14 @@ def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Cou
     """How often each block was decoded since, in whatever process."""
     log = tmp_path / "decoded.txt"
     log.touch()
-    decode = photo_cache._decode_block
+    decode = photo_blocks.decode_block
 
     def logged(plan: Any, preprocessing: Preprocessing) -> Any:
         with log.open("a") as file:
             file.write(f"{plan.uri}#{plan.row_group}\n")
         return decode(plan, preprocessing)
 
-    monkeypatch.setattr(photo_cache, "_decode_block", logged)
+    monkeypatch.setattr(photo_blocks, "decode_block", logged)
     return lambda: Counter(log.read_text().split())
 
 
@@ -395,7 +396,7 @@ def test_no_more_tasks_run_than_there_are_cpus(
     dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserve_all_cpus: Callable[[], None]
 ) -> None:
     reserve_all_cpus()
-    decode = photo_cache._decode_block
+    decode = photo_blocks.decode_block
 
     def watched(plan: Any, preprocessing: Preprocessing) -> Any:
         mine = tmp_path / f"{os.getpid()}.running"
@@ -405,7 +406,7 @@ def test_no_more_tasks_run_than_there_are_cpus(
         mine.unlink()
         return decode(plan, preprocessing)
 
-    monkeypatch.setattr(photo_cache, "_decode_block", watched)
+    monkeypatch.setattr(photo_blocks, "decode_block", watched)
     photos = gather_photos(dataset, SPLITS, PREPROCESSING, "none")
     PhotoReader(photos, held_rows=photos.rows).read(np.arange(photos.rows))
     assert 1 <= max(int(path.stem) for path in tmp_path.glob("*.seen")) <= ray.cluster_resources()["CPU"]
@@ -514,7 +515,7 @@ def test_a_killed_actor_is_survived_although_all_cpus_are_reserved(
 def test_a_decoder_that_dies_is_replaced(
     dataset: PreparedDataset, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode
 ) -> None:
-    decode = photo_cache._decode_block
+    decode = photo_blocks.decode_block
     died = tmp_path / "died"
 
     def mortal(plan: Any, preprocessing: Preprocessing) -> Any:
@@ -523,7 +524,7 @@ def test_a_decoder_that_dies_is_replaced(
             os._exit(1)
         return decode(plan, preprocessing)
 
-    monkeypatch.setattr(photo_cache, "_decode_block", mortal)
+    monkeypatch.setattr(photo_blocks, "decode_block", mortal)
     photos = gather_photos(dataset, SPLITS, PREPROCESSING, mode)
     rows = np.arange(32)
     np.testing.assert_array_equal(PhotoReader(photos, 64).read(rows), pixels[rows])

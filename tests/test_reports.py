@@ -22,7 +22,7 @@ POINTS = OperatingPoints(
 )
 
 
-def metadata(classes: tuple[str, ...]) -> dict[str, Any]:
+def metadata(classes: tuple[str, ...], clinical_input: bool = False) -> dict[str, Any]:
     return {
         "network": "resnet50",
         "leaks": {},
@@ -35,6 +35,7 @@ def metadata(classes: tuple[str, ...]) -> dict[str, Any]:
             },
         },
         "validation": {"roc_auc": 0.8765, "photos": 801, "epoch": 7},
+        "training_settings": {"model": {"clinical_input": clinical_input}},
     }
 
 
@@ -139,6 +140,11 @@ def test_the_card_names_every_class_with_its_photos(target: Any) -> None:
     assert f"| split | {' | '.join(codes)} |" in lines
     for row, split in enumerate(("train", "validation", "test"), start=1):
         assert f"| {split} | {' | '.join(str(1000 * row + column) for column in range(len(codes)))} |" in lines
+
+
+def test_the_card_says_what_the_model_looks_at_besides_the_photo() -> None:
+    assert "age, sex and site" in training_card(metadata(("benign", "malignant"), clinical_input=True), POINTS)
+    assert "age, sex and site" not in training_card(metadata(("benign", "malignant")), POINTS)
 
 
 def test_the_card_says_that_it_is_no_medical_device() -> None:

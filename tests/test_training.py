@@ -107,7 +107,7 @@ def test_transfer_learning_trains_the_new_layers_first(prepared: PreparedDataset
     start = build_model(model, 48, 2)
     load_backbone_weights(start, model)
     transfer = TransferSettings(frozen_epochs=1, from_layer="conv_pw_12", batch_norm="frozen")
-    trained = train(toy_settings(prepared.uri, tmp_path / "run", model=model, transfer=transfer))
+    trained = train(toy_settings(prepared.uri, tmp_path / "run", model=model, transfer=transfer, num_workers=1))
     assert [record["phase"] for record in trained.history] == ["frozen backbone", "fine-tuning"]
     moved: dict[int, set[str]] = {}
     for state in (tmp_path / "run" / "checkpoints").glob("checkpoint_*/state.json"):
@@ -129,7 +129,7 @@ def test_a_fold_that_the_data_has_not_is_refused(prepared: PreparedDataset, tmp_
 
 def test_training_ends_early_when_validation_stalls(prepared: PreparedDataset, tmp_path: Path) -> None:
     # A learning rate at which nothing changes: no epoch is better than the first.
-    settings = toy_settings(prepared.uri, tmp_path / "run", epochs=9, early_stopping_epochs=2, learning_rate=1e-30)
+    settings = toy_settings(prepared.uri, tmp_path / "run", epochs=9, early_stopping_epochs=2, learning_rate=1e-30, num_workers=1)
     trained = train(settings)
     assert len(trained.history) == min(9, trained.best_epoch + 2)
     assert len(trained.history) < 9
@@ -146,6 +146,7 @@ def test_every_way_of_training_learns(prepared: PreparedDataset, tmp_path: Path)
             "label_smoothing": 0.1,
             "precision": "bfloat16",
             "cache": "none",
+            "num_workers": 1,
         },
         {
             "model": ModelSettings(name="cnn_functional", clinical_input=True, dropout=0.2),
