@@ -1,0 +1,112 @@
+"""Intervals by bootstrap, clustered: what is drawn are patients or lesions, because photos of one are not independent.
+
+Source: Field and Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x; percentile intervals: Efron 1979, doi:10.1214/aos/1176344552.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+
+from skinray.counts import Measure
+
+# Numbers held at a time while drawing, so that a million clusters need no gigabytes.
+_HELD = 1 << 23
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval; NaN where there is none.
+
+    Attributes:
+        value: On all photos.
+        low, high: Ends of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def recorded(self) -> dict[str, float | None]:
+        """As JSON values: what is no number becomes null."""
+        return {name: None if np.isnan(value) else float(value) for name, value in self.__dict__.items()}
+
+
+class Clusters:
+    """What is drawn.
+
+    Args:
+        ids: [N], the patient, lesion or group of each photo.
+        seed: Of the draws.
+    """
+
+    def __init__(self, ids: npt.NDArray[Any], seed: int = 0) -> None:
+        names, self.of_photo = np.unique(ids, return_inverse=True)
+        self.number = len(names)
+        self._seed = seed
+
+    def draws(self, rounds: int) -> Iterator[npt.NDArray[np.float32]]:
+        """How often each cluster is drawn, float32 [clusters, some rounds], until there were `rounds` rounds."""
+        generator = np.random.default_rng(self._seed)
+        at_once = max(1, _HELD // max(1, self.number))
+        for first in range(0, rounds, at_once):
+            count = min(at_once, rounds - first)
+            drawn = np.empty((self.number, count), np.float32)
+            for column in range(count):
+                drawn[:, column] = np.bincount(generator.integers(self.number, size=self.number), minlength=self.number)
+            yield drawn
+
+    def cells(self, measure: Measure) -> scipy.sparse.csr_array:
+        """What each cluster adds to the measure's cells, float32 sparse [cells, clusters]."""
+        of_photo = self.of_photo if measure.rows is None else self.of_photo[measure.rows]
+        ones = np.ones(len(of_photo), np.float32)
+        belongs = scipy.sparse.csr_array((ones, (np.arange(len(of_photo)), of_photo)), shape=(len(of_photo), self.number))
+        return scipy.sparse.csr_array(measure.counts.cells @ belongs)
+
+
+def estimates(
+    measures: Sequence[Measure], clusters: Clusters, rounds: int = 1000, confidence: float = 0.95
+) -> dict[str, Estimate]:
+    """Every figure of every measure with its interval; all of them see the same draws.
+
+    Args:
+        measures: What to count.
+        clusters: What to draw.
+        rounds: How often.
+        confidence: Of the intervals.
+
+    Returns:
+        "NAME.FIGURE" (or "FIGURE" for a measure without a name) -> estimate.
+    """
+    by_cluster = [clusters.cells(measure) for measure in measures]
+    values = {
+        _named(measure, name): float(value[0])
+        for measure, cells in zip(measures, by_cluster, strict=True)
+        for name, value in measure.counts.figures(cells @ np.ones((clusters.number, 1), np.float32)).items()
+    }
+    drawn: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in values}
+    for weights in clusters.draws(rounds):
+        for measure, cells in zip(measures, by_cluster, strict=True):
+            for name, figures in measure.counts.figures(cells @ weights).items():
+                drawn[_named(measure, name)].append(figures)
+    return {name: _estimate(values[name], np.concatenate(parts), confidence) for name, parts in drawn.items()}
+
+
+def _named(measure: Measure, figure: str) -> str:
+    return f"{measure.name}.{figure}" if measure.name else figure
+
+
+def _estimate(value: float, drawn: npt.NDArray[np.float64], confidence: float) -> Estimate:
+    known = drawn[~np.isnan(drawn)]
+    if not len(known):
+        return Estimate(value, float("nan"), float("nan"))
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def recorded(found: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
+    """Estimates as JSON values."""
+    return {name: estimate.recorded() for name, estimate in found.items()}
