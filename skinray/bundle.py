@@ -50,16 +50,22 @@ class OperatingPoint(BaseModel):
 
     Attributes:
         threshold: Malignancy score, 0 to 1.
+        rule: By which it was chosen, in words.
         sensitivity: Share of malignant photos flagged where it was chosen.
+        sensitivity_interval: Its 95 % interval.
         specificity: Share of benign photos not flagged where it was chosen.
+        specificity_interval: Its 95 % interval.
         measured_on: The split it was chosen on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threshold: float
+    rule: str = ""
     sensitivity: float
+    sensitivity_interval: tuple[float, float] | None = None
     specificity: float
+    specificity_interval: tuple[float, float] | None = None
     measured_on: str
 
 

@@ -93,6 +93,22 @@ def threshold_for_sensitivity(
     return float(ordered[max(0, needed - 1)])
 
 
+def threshold_for_specificity(
+    positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any]], specificity: float
+) -> float:
+    """The lowest threshold at which at least this share of the negatives is not flagged.
+
+    Args:
+        positive: bool [N], with at least one False.
+        scores: float [N].
+        specificity: 0 to 1.
+    """
+    ordered = np.sort(scores[~positive])
+    needed = int(np.ceil(specificity * len(ordered) - 1e-9))
+    # A hair above the last negative that must pass, because a photo at the threshold is flagged.
+    return float(np.nextafter(ordered[needed - 1], np.inf)) if needed else 0.0
+
+
 def threshold_youden(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any]]) -> float:
     """The threshold with the largest sensitivity + specificity - 1 (Youden 1950, doi:10.1002/1097-0142(1950)3:1)."""
     false_positive_rate, true_positive_rate, thresholds = sklearn.metrics.roc_curve(positive, scores)
