@@ -3,7 +3,7 @@
 Source: Field and Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x; percentile intervals: Efron 1979, doi:10.1214/aos/1176344552.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,46 +67,57 @@ class Clusters:
         return scipy.sparse.csr_array(measure.counts.cells @ belongs)
 
 
-def estimates(
-    measures: Sequence[Measure], clusters: Clusters, rounds: int = 1000, confidence: float = 0.95
-) -> dict[str, Estimate]:
-    """Every figure of every measure with its interval; all of them see the same draws.
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """A figure, and what it was in every draw; figures of the same draws can be subtracted.
+
+    Attributes:
+        value: On all photos.
+        draws: float64 [rounds], NaN where a draw has none.
+    """
+
+    value: float
+    draws: npt.NDArray[np.float64]
+
+    def __sub__(self, other: "Resampled") -> "Resampled":
+        return Resampled(self.value - other.value, self.draws - other.draws)
+
+    def estimate(self, confidence: float = 0.95) -> Estimate:
+        """The figure with its percentile interval."""
+        known = self.draws[~np.isnan(self.draws)]
+        if not len(known):
+            return Estimate(self.value, float("nan"), float("nan"))
+        low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return Estimate(self.value, float(low), float(high))
+
+
+def resample(measures: Sequence[Measure], clusters: Clusters, rounds: int = 1000) -> dict[str, Resampled]:
+    """Every figure of every measure, on all photos and in every draw; all of them see the same draws.
 
     Args:
         measures: What to count.
         clusters: What to draw.
         rounds: How often.
-        confidence: Of the intervals.
 
     Returns:
-        "NAME.FIGURE" (or "FIGURE" for a measure without a name) -> estimate.
+        "NAME.FIGURE" (or "FIGURE" for a measure without a name) -> the figure.
     """
     by_cluster = [clusters.cells(measure) for measure in measures]
-    values = {
-        _named(measure, name): float(value[0])
-        for measure, cells in zip(measures, by_cluster, strict=True)
-        for name, value in measure.counts.figures(cells @ np.ones((clusters.number, 1), np.float32)).items()
-    }
-    drawn: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in values}
-    for weights in clusters.draws(rounds):
-        for measure, cells in zip(measures, by_cluster, strict=True):
-            for name, figures in measure.counts.figures(cells @ weights).items():
-                drawn[_named(measure, name)].append(figures)
-    return {name: _estimate(values[name], np.concatenate(parts), confidence) for name, parts in drawn.items()}
+
+    def figures(weights: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
+        return {
+            f"{measure.name}.{name}".lstrip("."): values
+            for measure, cells in zip(measures, by_cluster, strict=True)
+            for name, values in measure.counts.figures(cells @ weights).items()
+        }
+
+    whole = figures(np.ones((clusters.number, 1), np.float32))
+    parts = [figures(weights) for weights in clusters.draws(rounds)]
+    return {name: Resampled(float(value[0]), np.concatenate([part[name] for part in parts])) for name, value in whole.items()}
 
 
-def _named(measure: Measure, figure: str) -> str:
-    return f"{measure.name}.{figure}" if measure.name else figure
-
-
-def _estimate(value: float, drawn: npt.NDArray[np.float64], confidence: float) -> Estimate:
-    known = drawn[~np.isnan(drawn)]
-    if not len(known):
-        return Estimate(value, float("nan"), float("nan"))
-    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, float(low), float(high))
-
-
-def recorded(found: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
-    """Estimates as JSON values."""
-    return {name: estimate.recorded() for name, estimate in found.items()}
+def estimates(
+    measures: Sequence[Measure], clusters: Clusters, rounds: int = 1000, confidence: float = 0.95
+) -> dict[str, Estimate]:
+    """Every figure of every measure with its interval; arguments and names as `resample` has them."""
+    return {name: found.estimate(confidence) for name, found in resample(measures, clusters, rounds).items()}

@@ -1,0 +1,145 @@
+"""Figures by age, sex, site, source: whether a model judges everybody equally well."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from skinray.clinical import site_group
+from skinray.counts import Measure, ScoreCounts, ThresholdCounts
+from skinray.intervals import Clusters, Estimate, resample
+
+# Fewer photos of a kind than this give no figure that says anything about a group.
+LEAST_PHOTOS = 10
+# A group that is further below all photos than this is a warning.
+LARGE_GAP = 0.05
+# Scores are told apart less finely within groups, of which there are many: the ROC-AUC moves by less than 1e-5.
+_BINS = 1 << 12
+_AGES_YEARS = (30.0, 45.0, 60.0, 75.0)
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The photos of one group, and how well they are judged.
+
+    Attributes:
+        attribute: By what they were grouped.
+        name: Of the group.
+        photos: How many.
+        malignant: How many of them are malignant.
+        figures: roc_auc, recall (sensitivity) and specificity; None where there are too few photos.
+        gaps: By how much each lies above that of all photos, with its interval.
+    """
+
+    attribute: str
+    name: str
+    photos: int
+    malignant: int
+    figures: Mapping[str, Estimate | None]
+    gaps: Mapping[str, Estimate | None]
+
+    def warnings(self) -> list[str]:
+        """What is more than LARGE_GAP worse here than on all photos, in words."""
+        found = []
+        for name, gap in self.gaps.items():
+            figure = self.figures[name]
+            if gap is None or figure is None or gap.value >= -LARGE_GAP:
+                continue
+            sure = "" if gap.high < 0 else "; chance alone could make such a gap"
+            found.append(
+                f"{self.attribute} {self.name}: {_WORDS[name]} {figure.value:.3f}, {-gap.value:.3f} below all photos "
+                f"({-gap.high:.3f} to {-gap.low:.3f}{sure})"
+            )
+        return found
+
+
+_WORDS = {"roc_auc": "ROC-AUC", "recall": "sensitivity", "specificity": "specificity"}
+
+
+def age_bands(age_years: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.str_]:
+    """The band of each age, str [N].
+
+    Args:
+        age_years: float [N], NaN where unknown.
+    """
+    names = ["under 30", "30 to 44", "45 to 59", "60 to 74", "75 and over"]
+    bands = np.array(names)[np.digitize(age_years, _AGES_YEARS)]
+    return np.where(np.isnan(age_years), UNKNOWN, bands)
+
+
+def attributes_of(photos: pd.DataFrame) -> dict[str, npt.NDArray[np.str_]]:
+    """What photos are grouped by.
+
+    Args:
+        photos: One row a photo with age (years), sex, site and source; what is missing may be anything that pandas takes for it.
+
+    Returns:
+        Attribute -> the group of each photo, str [N]; attributes of a single group are left out.
+    """
+    known = {
+        "age": age_bands(photos["age"].to_numpy(np.float64, na_value=np.nan)),
+        "sex": _texts(photos["sex"]),
+        "site": np.array([site_group(site) or UNKNOWN for site in _texts(photos["site"])]),
+        "source": _texts(photos["source"]),
+    }
+    return {name: groups for name, groups in known.items() if len(set(groups) - {UNKNOWN}) > 1}
+
+
+def _texts(column: "pd.Series[Any]") -> npt.NDArray[np.str_]:
+    texts = column.astype(object).where(column.notna(), "").astype(str).to_numpy(str)
+    return np.where(texts == "", UNKNOWN, texts)
+
+
+def measure_groups(
+    attributes: Mapping[str, npt.NDArray[np.str_]],
+    positive: npt.NDArray[np.bool_],
+    scores: npt.NDArray[np.floating[Any]],
+    flagged: npt.NDArray[np.bool_],
+    clusters: Clusters,
+    rounds: int = 1000,
+) -> list[Group]:
+    """Figures of every group of every attribute, and how far they are from those of all photos.
+
+    Args:
+        attributes: Attribute -> the group of each photo, str [N].
+        positive: bool [N], malignant.
+        scores: float [N].
+        flagged: bool [N], at the operating point.
+        clusters: What is drawn for the intervals.
+        rounds: How often.
+    """
+    found = []
+    for attribute, groups in attributes.items():
+        members = {name: np.flatnonzero(groups == name) for name in np.unique(groups)}
+        measures = [
+            measure
+            for name, rows in {"": np.arange(len(groups)), **members}.items()
+            for measure in (
+                Measure(name, ScoreCounts(positive[rows], scores[rows], _BINS), rows),
+                Measure(name, ThresholdCounts(positive[rows], flagged[rows]), rows),
+            )
+        ]
+        figures = resample(measures, clusters, rounds)
+        for name, rows in members.items():
+            malignant = int(positive[rows].sum())
+            enough = {
+                "roc_auc": min(malignant, len(rows) - malignant) >= LEAST_PHOTOS,
+                "recall": malignant >= LEAST_PHOTOS,
+                "specificity": len(rows) - malignant >= LEAST_PHOTOS,
+            }
+            mine = {figure: figures[f"{name}.{figure}"] for figure in enough}
+            found.append(
+                Group(
+                    attribute=attribute,
+                    name=name,
+                    photos=len(rows),
+                    malignant=malignant,
+                    figures={figure: mine[figure].estimate() if enough[figure] else None for figure in enough},
+                    gaps={figure: (mine[figure] - figures[figure]).estimate() if enough[figure] else None for figure in enough},
+                )
+            )
+    return found

@@ -1,0 +1,74 @@
+"""Groups are told apart, those too small say nothing, and a group that is judged worse is named."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+
+from skinray.groups import LEAST_PHOTOS, UNKNOWN, age_bands, attributes_of, measure_groups
+from skinray.intervals import Clusters
+
+
+def test_every_age_has_a_band() -> None:
+    ages = np.array([0, 29.9, 30, 44, 45, 60, 75, 120, np.nan])
+    bands = ["under 30", "under 30", "30 to 44", "30 to 44", "45 to 59", "60 to 74", "75 and over", "75 and over", UNKNOWN]
+    assert age_bands(ages).tolist() == bands
+
+
+def test_gaps_of_every_kind_are_unknown_and_a_single_group_is_none() -> None:
+    photos = pd.DataFrame(
+        {
+            "age": [40, None, np.nan, 80],
+            "sex": ["male", "", None, "female"],
+            "site": ["face", "scalp", pd.NA, "back"],
+            "source": ["HAM"] * 4,
+        }
+    )
+    found = attributes_of(photos)
+    assert found["age"].tolist() == ["30 to 44", UNKNOWN, UNKNOWN, "75 and over"]
+    assert found["sex"].tolist() == ["male", UNKNOWN, UNKNOWN, "female"]
+    assert len(set(found["site"])) == 3, "face and scalp are one group"
+    assert "source" not in found
+
+
+@pytest.fixture(scope="module")
+def judged() -> dict[str, np.ndarray]:
+    """Women's malignant lesions score as benign ones do; 9 photos are of nobody known."""
+    generator = np.random.default_rng(1)
+    positive = generator.random(1209) < 0.3
+    sex = np.array(["female"] * 400 + ["male"] * 800 + [UNKNOWN] * 9)
+    scores = generator.normal(size=1209) + 2.0 * (positive & (sex != "female"))
+    return {"positive": positive, "sex": sex, "scores": scores, "flagged": scores > 1}
+
+
+def test_figures_of_a_group_are_those_of_its_photos_alone(judged: dict[str, np.ndarray]) -> None:
+    clusters = Clusters(np.arange(1209))
+    groups = measure_groups({"sex": judged["sex"]}, judged["positive"], judged["scores"], judged["flagged"], clusters, rounds=200)
+    assert [(group.attribute, group.name, group.photos) for group in groups] == [
+        ("sex", "female", 400),
+        ("sex", "male", 800),
+        ("sex", UNKNOWN, 9),
+    ]
+    for group in groups[:2]:
+        of = judged["sex"] == group.name
+        auc, recall = group.figures["roc_auc"], group.figures["recall"]
+        assert auc is not None
+        assert recall is not None
+        assert auc.value == pytest.approx(sklearn.metrics.roc_auc_score(judged["positive"][of], judged["scores"][of]))
+        assert recall.value == pytest.approx(judged["flagged"][of & judged["positive"]].mean())
+        assert auc.low < auc.value < auc.high
+
+
+def test_a_group_that_is_judged_worse_is_named_and_the_others_are_not(judged: dict[str, np.ndarray]) -> None:
+    clusters = Clusters(np.arange(1209))
+    female, male, unknown = measure_groups(
+        {"sex": judged["sex"]}, judged["positive"], judged["scores"], judged["flagged"], clusters, rounds=200
+    )
+    assert len(female.warnings()) == 2
+    assert female.warnings()[0].startswith("sex female: ROC-AUC 0.5")
+    assert "sensitivity" in female.warnings()[1]
+    assert not any("chance" in warning for warning in female.warnings())
+    assert male.warnings() == []
+    assert unknown.photos < LEAST_PHOTOS
+    assert set(unknown.figures.values()) == {None}
+    assert unknown.warnings() == []
