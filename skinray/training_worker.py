@@ -5,7 +5,6 @@ and so decide alike when to checkpoint, to change phase and to stop. Rank 0 writ
 """
 
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,12 +33,10 @@ from skinray.optimization import Phase, WeightAverage, build_optimizer, current_
 from skinray.photo_cache import TrainingPhotos
 from skinray.photo_reader import PhotoReader
 from skinray.replicas import Replicas, dtype_policy, fastest_precision
+from skinray.step_timing import CheckpointClock, Meter
 from skinray.training_config import TrainSettings
 from skinray.training_step import Batch, StepOutcome, build_predict, build_train_step
 from skinray.watchdog import Watchdog, abort_collectives
-
-# Seconds between two lines of progress.
-SAID_EVERY_S = 10.0
 
 Logits = npt.NDArray[np.float32]
 
@@ -179,8 +176,8 @@ class _Run:
         epoch, first, steps = self.progress.epoch, self.progress.step, self.plan.steps_per_epoch
         order = self._epoch_rows()
         share = self.settings.global_batch_size // self.replicas.num_workers
-        clock = _CheckpointClock(self.settings, self.replicas.rank, first)
-        meter = _Meter(self.settings.global_batch_size)
+        clock = CheckpointClock(self.settings, self.replicas.rank, first)
+        meter = Meter(self.settings.global_batch_size)
         pending: list[tuple[int, StepOutcome]] = []
         for step, batch in enumerate(meter.waited_for(prefetched(self._batches(order))), start=first):
             number = epoch * steps + step
@@ -190,7 +187,7 @@ class _Run:
             self.beat()
             last = step + 1 == steps
             due = not last and clock.due(step + 1)
-            if last or due or meter.silent_s >= SAID_EVERY_S or len(pending) >= 100:
+            if last or due or meter.is_silent or len(pending) >= 100:
                 self._take_in(pending, share)
                 self._tell(self._step_record(step + 1, meter), often=True)
             if due:
@@ -225,7 +222,7 @@ class _Run:
             self.logits[start : start + share] = logits.numpy()
         pending.clear()
 
-    def _step_record(self, done: int, meter: "_Meter") -> dict[str, Any]:
+    def _step_record(self, done: int, meter: Meter) -> dict[str, Any]:
         assert self.phase is not None
         recent = self.losses[max(0, done - 20) : done]
         return {
@@ -316,80 +313,3 @@ class _Run:
         if (self.progress.epoch, self.progress.step) != (self.phase.first_epoch, 0):  # else it is the phase before's
             for variable, value in zip(self.optimizer.variables, arrays["optimizer"], strict=True):
                 variable.assign(value)
-
-
-class _Meter:
-    """What the steps of one epoch cost, in this process.
-
-    Args:
-        global_batch_size: Photos of one step.
-    """
-
-    def __init__(self, global_batch_size: int) -> None:
-        self._global_batch_size = global_batch_size
-        self._started = self._said = time.monotonic()
-        self.steps = 0
-        self.wait_s = 0.0
-
-    def waited_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; counts them and the seconds that each was waited for."""
-        while True:
-            asked = time.monotonic()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            self.wait_s += time.monotonic() - asked
-            yield batch
-            self.steps += 1
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the epoch began."""
-        return time.monotonic() - self._started
-
-    @property
-    def images_per_s(self) -> float:
-        """Photos a second over all workers."""
-        return self.steps * self._global_batch_size / max(1e-9, self.elapsed_s)
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since this was last above the interval of progress lines; asking starts anew when it is."""
-        silent = time.monotonic() - self._said
-        if silent >= SAID_EVERY_S:
-            self._said = time.monotonic()
-        return silent
-
-
-class _CheckpointClock:
-    """Says after which steps to checkpoint; all ranks get the same answer.
-
-    Every `checkpoint_steps`, or by rank 0's clock: it looks after ten steps how long a step takes, and sets the step at which
-    all look again.
-    """
-
-    _FIRST_LOOK = 10
-
-    def __init__(self, settings: TrainSettings, rank: int, first_step: int) -> None:
-        self._every, self._interval_s, self._rank = settings.checkpoint_steps, settings.checkpoint_minutes * 60, rank
-        self._began, self._began_step = time.monotonic(), first_step
-        self._next = first_step + self._FIRST_LOOK
-
-    def due(self, done: int) -> bool:
-        """True when a checkpoint belongs after step `done` of the epoch, counted from 1."""
-        if self._every:
-            return done % self._every == 0
-        if done < self._next:
-            return False
-        due, self._next = broadcast_from_rank_zero(self._look(done) if self._rank == 0 else None)
-        if due:
-            self._began, self._began_step = time.monotonic(), done
-        return bool(due)
-
-    def _look(self, done: int) -> tuple[bool, int]:
-        passed_s = time.monotonic() - self._began
-        step_s = passed_s / max(1, done - self._began_step)
-        # A look that comes a little early counts: better than another look for the last seconds.
-        due = passed_s >= 0.9 * self._interval_s
-        left_s = self._interval_s if due else self._interval_s - passed_s
-        return due, done + max(1, math.ceil(left_s / step_s))
