@@ -84,6 +84,7 @@ def set_library_defaults() -> None:
         "TF_CPP_MIN_LOG_LEVEL": "2",  # errors only
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # a GPU is shared by training, scoring and serving
         "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",  # it asks the dashboard, which local runs have not
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late, of 2 s by default, a run's end is noticed
         "KERAS_BACKEND": "tensorflow",
     }
     if "RAY_ADDRESS" not in os.environ:

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import ray.train
-from ray.train.tensorflow import TensorflowTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,6 +33,7 @@ from skinray.telemetry import say
 from skinray.training_config import CHECKPOINTS, STEERING, TrainSettings
 from skinray.training_export import export_bundle
 from skinray.training_log import HISTORY, TrainingLog
+from skinray.worker_group import run_workers
 
 
 @dataclass(frozen=True)
@@ -229,25 +229,21 @@ def _fit(
         f"train: {settings.model.name}, {len(division.train):,} photos, {settings.num_workers} workers, {settings.epochs} epochs "
         f"of {plan.steps_per_epoch} steps of {settings.global_batch_size}, learning rate {rates}"
     )
-    trainer = TensorflowTrainer(
-        train_worker,
-        train_loop_config={"plan": plan},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.num_workers,
-            use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker},
-        ),
-        run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=storage.path_of(settings.output),
-            storage_filesystem=storage.arrow_filesystem(settings.output),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-        ),
+    scaling = ray.train.ScalingConfig(
+        num_workers=settings.num_workers,
+        use_gpu=settings.gpus_per_worker > 0,
+        resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker},
+    )
+    run = ray.train.RunConfig(
+        name=CHECKPOINTS,
+        storage_path=storage.path_of(settings.output),
+        storage_filesystem=storage.arrow_filesystem(settings.output),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
     )
     with _taken(report, take):
         try:
-            trainer.fit()
+            run_workers(train_worker, {"plan": plan}, scaling, run)
         except ray.train.TrainingFailedError as error:
             raise TrainingError(_reason(error)) from error
 

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import ray.train
-from ray.train.tensorflow import TensorflowTrainer
 from ray.util.queue import Queue
 
 from skinray.telemetry import say
 from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings, VerifySettings
+from skinray.worker_group import run_workers
 
 _IMAGE_SIZE_PX = 48
 _LEARNING_RATE = 0.01
@@ -132,16 +132,16 @@ def _train(settings: VerifySettings, num_workers: int, precision: VerifiedPrecis
         seed=settings.seed,
     )
     with tempfile.TemporaryDirectory() as folder:  # nothing is stored in it but Ray Train's own notes
-        TensorflowTrainer(
+        run_workers(
             _verify_worker,
-            train_loop_config={"settings": run, "steps": settings.steps, "report": report},
-            scaling_config=ray.train.ScalingConfig(
+            {"settings": run, "steps": settings.steps, "report": report},
+            ray.train.ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=settings.gpus_per_worker > 0,
                 resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker},
             ),
-            run_config=ray.train.RunConfig(name="verify", storage_path=folder),
-        ).fit()
+            ray.train.RunConfig(name="verify", storage_path=folder),
+        )
     outcomes = [report.get(timeout=60) for _ in range(num_workers)]
     report.shutdown()
     return sorted(outcomes, key=lambda outcome: outcome.rank)
