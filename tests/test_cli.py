@@ -191,7 +191,7 @@ def test_a_job_is_submitted_to_a_cluster_on_this_machine(prepared: PreparedDatas
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
         wait_for_jobs(address, environment)
         submit = ["ray", "job", "submit", "--address", address, "--working-dir", str(REPOSITORY), "--", "python"]
-        toy = ["--model.name", "cnn_sequential", "--preprocessing.image-size-px", "48", "--epochs", "1"]
+        toy = ["--model.name", "cnn_sequential", "--preprocessing.image-size-px", "48", "--epochs", "1", "--num-workers", "1"]
         call(*submit, "jobs/train.py", "--data", prepared.uri, "--output", str(tmp_path / "run"), *toy)
         bundle = str(tmp_path / "run" / "bundle")
         call(*submit, "jobs/score.py", "--bundle", bundle, "--input", str(drawn_photos), "--output", str(tmp_path / "scores"))
