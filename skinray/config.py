@@ -163,6 +163,9 @@ class EvaluateSettings(ClassifySettings):
     """Which part of the data set to score."""
     allow_leaks: bool = False
     """Measure although photos leak between the splits; metrics.json will say so."""
+    prevalence: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.01,)
+    """Shares of malignant lesions for which to say what a flag means (PPV, NPV, number needed to refer), beside the share among
+    the photos."""
 
 
 class ScoreSettings(ClassifySettings):

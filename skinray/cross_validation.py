@@ -17,13 +17,16 @@ import scipy.stats
 
 from skinray import storage
 from skinray.bundle import Labels, load_bundle, save_bundle
-from skinray.metrics import balanced_accuracy, binary_figures, clustered_bootstrap, roc_auc
+from skinray.counts import Measure, ScoreCounts
+from skinray.intervals import Clusters, estimates
+from skinray.metrics import balanced_accuracy, binary_figures, roc_auc
+from skinray.operating_points import choose_operating_points
 from skinray.reports import training_card
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
 from skinray.training import TrainedModel, run_identity, train
 from skinray.training_config import CrossValidateSettings, with_changes
-from skinray.training_export import bundle_metadata, operating_points, read_validation_predictions
+from skinray.training_export import bundle_metadata, lesions_or_photos, read_validation_predictions
 
 RESULTS_NAME = "cross_validation.json"
 
@@ -99,23 +102,27 @@ def _figures(rows: pd.DataFrame, malignant: list[str]) -> dict[str, Any]:
     codes = [name.removeprefix("prob_") for name in probabilities]
     labels = rows["label"].map(codes.index).to_numpy(np.int64)
     predicted = rows[probabilities].to_numpy().argmax(axis=1)
-    at_half = binary_figures(positive, scores, 0.5)
+    # Probabilities are calibrated: this threshold weighs a missed malignant photo and a false alarm by how rare each kind is.
+    at_prior = binary_figures(positive, scores, float(positive.mean()))
     return {
         "photos": len(rows),
         "roc_auc": roc_auc(positive, scores),
         "accuracy": float(np.mean(labels == predicted)),
         "balanced_accuracy": balanced_accuracy(labels, predicted),
-        "sensitivity": at_half["recall"],
-        "specificity": at_half["specificity"],
+        "sensitivity": at_prior["recall"],
+        "specificity": at_prior["specificity"],
     }
 
 
 def _pooled(rows: pd.DataFrame, malignant: list[str]) -> dict[str, Any]:
     positive, scores = _positive_and_scores(rows, malignant)
-    # Photos of one lesion are no independent evidence; a photo without a lesion stands for itself.
-    clusters = np.where(rows["lesion_id"] != "", rows["lesion_id"], "photo " + rows["image_id"])
-    low, high = clustered_bootstrap(clusters, lambda chosen: roc_auc(positive[chosen], scores[chosen]))
-    return {"photos": len(rows), "roc_auc": roc_auc(positive, scores), "roc_auc_interval": [low, high]}
+    found = estimates([Measure("", ScoreCounts(positive, scores))], Clusters(_lesions(rows)))["roc_auc"]
+    return {"photos": len(rows), "roc_auc": found.value, "roc_auc_interval": [found.low, found.high]}
+
+
+def _lesions(rows: pd.DataFrame) -> npt.NDArray[np.str_]:
+    # Photos of one lesion are no independent evidence.
+    return lesions_or_photos(rows["lesion_id"].to_numpy(str), rows["image_id"].to_numpy(str))
 
 
 def _positive_and_scores(rows: pd.DataFrame, malignant: list[str]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
@@ -157,7 +164,7 @@ def _save_ensemble(
     manifest = dataset.manifest
     positive, scores = _positive_and_scores(unseen, list(manifest.malignant))
     # Thresholds of single models on photos that they had not seen; the mean of several models is a little more certain.
-    points = operating_points(positive, scores)
+    points = choose_operating_points(positive, scores, _lesions(unseen), "the folds' validation")
     metadata = bundle_metadata(settings, dataset) | {
         "validation": {"photos": len(unseen), "roc_auc": found.pooled["roc_auc"], "epoch": None},
         "ensemble": {"members": [run.model_id for run in runs], "cross_validation": found.summary},

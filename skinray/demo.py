@@ -76,7 +76,9 @@ def run_demo(settings: DemoSettings) -> int:
         metrics = evaluate(
             EvaluateSettings(bundle=trained.bundle_uri, data=dataset.uri, output=str(output / "evaluation"), split="test")
         )
-    figures = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("roc_auc", "accuracy", "precision", "recall", "f1"))
+    point = metrics["operating_points"][metrics["default_operating_point"]]
+    told = {"roc_auc": metrics["figures"]["roc_auc"], **{name: point[name] for name in ("accuracy", "precision", "recall", "f1")}}
+    figures = ", ".join(f"{name} {figure['value']:.3f}" for name, figure in told.items())
     stages.note("evaluate", f"test {figures}", output / "evaluation")
 
     with stages.timed("score"):

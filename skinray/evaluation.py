@@ -2,7 +2,7 @@
 
 <output>/predictions/part-...parquet   one row a photo, with its true label
 <output>/metrics.json                  the figures, and what they were measured on
-<output>/roc.png, confusion_matrix.png
+<output>/roc.png, precision_recall.png, reliability.png, confusion_matrix.png
 <output>/_manifest.json                written last
 """
 
@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 
 from skinray import storage
 from skinray.bundle import Bundle, load_bundle
+from skinray.calibration import Calibration, reliability
 from skinray.config import EvaluateSettings
 from skinray.errors import ConfigError, DatasetError
 from skinray.firewall import check_no_leaks, check_no_overlap
-from skinray.metrics import binary_figures, clustered_bootstrap, confusion_matrix, roc_auc
+from skinray.measurement import measure_predictions, uncalibrated_scores
 from skinray.photos import list_shards
-from skinray.predictions import threshold_of
-from skinray.reports import NOT_A_DEVICE, confusion_plot, roc_plot
+from skinray.reports import NOT_A_DEVICE, confusion_plot, precision_recall_plot, reliability_plot, roc_plot
 from skinray.scoring import RunSummary, write_predictions
 from skinray.shards import PreparedDataset, open_dataset, read_photos
 
@@ -55,8 +55,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     summary, files = write_predictions(bundle, list_shards(dataset, (settings.split,)), settings, predictions_uri)
     rows = _read_rows(predictions_uri, [file["path"] for file in files])
     scored = rows[rows["status"] == "scored"]
-    metrics = _measure(scored, bundle) | _interval(scored, dataset, bundle)
-    metrics |= _provenance(bundle, dataset, settings, summary) | {"overlap_with_training": overlap}
+    metrics = _provenance(bundle, dataset, settings, summary) | {"overlap_with_training": overlap}
+    metrics |= measure_predictions(
+        _described(scored, dataset), bundle.labels, bundle.operating_points, _calibration_of(bundle), settings.prevalence
+    )
     storage.write_json(storage.join(output, METRICS_NAME), metrics)
     _write_plots(scored, metrics, bundle, settings, output)
     storage.publish_folder(
@@ -86,49 +88,16 @@ def check_comparable(bundle: Bundle, dataset: PreparedDataset, settings: Evaluat
         raise DatasetError(f"{settings.data} has {found}: nothing to tell apart")
 
 
-def _measure(rows: pd.DataFrame, bundle: Bundle) -> dict[str, Any]:
-    labels = bundle.labels
-    positive = rows["label"].isin(list(labels.malignant)).to_numpy()
-    scores = rows["malignancy_score"].to_numpy(np.float64)
-    point = bundle.operating_points.default
-    figures = binary_figures(positive, scores, threshold_of(bundle, point))
-    predicted = _predicted(rows, bundle)
-    return {
-        **figures,
-        "operating_point": point,
-        "threshold": threshold_of(bundle, point),
-        "operating_points": {
-            name: binary_figures(positive, scores, stored.threshold) for name, stored in bundle.operating_points.points.items()
-        },
-        "class_accuracy": float(np.mean(predicted == rows["label"].to_numpy())),
-        "confusion_matrix": {
-            "codes": list(labels.codes),
-            "rows_true_columns_predicted": confusion_matrix(list(rows["label"]), list(predicted), labels.codes).tolist(),
-        },
-        "photos": len(rows),
-        "malignant_photos": int(positive.sum()),
-    }
+def _described(rows: pd.DataFrame, dataset: PreparedDataset) -> pd.DataFrame:
+    """Prediction rows with what the data set knows of their patients and lesions."""
+    known = read_photos(dataset)[["image_id", "patient_id", "lesion_id", "group", "age", "sex", "site", "source"]]
+    return rows.merge(known, on="image_id", how="left", validate="one_to_one")
 
 
-def _interval(rows: pd.DataFrame, dataset: PreparedDataset, bundle: Bundle) -> dict[str, Any]:
-    """The 95 % interval of the ROC-AUC; drawn are the groups that prepare made: photos of a patient, a lesion or a picture."""
-    photos = read_photos(dataset)
-    group_of = dict(zip(photos["image_id"], photos["group"], strict=True))
-    groups = np.array([group_of[image_id] for image_id in rows["image_id"]])
-    positive = rows["label"].isin(list(bundle.labels.malignant)).to_numpy()
-    scores = rows["malignancy_score"].to_numpy(np.float64)
-    low, high = clustered_bootstrap(groups, lambda drawn: roc_auc(positive[drawn], scores[drawn]))
-    return {"roc_auc_interval": [low, high], "groups": len(np.unique(groups))}
-
-
-def _predicted(rows: pd.DataFrame, bundle: Bundle) -> Any:
-    """The class of each photo: by the operating point when there are two, else the most probable one."""
-    codes = np.array(bundle.labels.codes)
-    if len(codes) == 2:
-        malignant = bundle.labels.malignant[0]
-        benign = next(code for code in bundle.labels.codes if code != malignant)
-        return np.where(rows["flagged"].to_numpy(bool), malignant, benign)
-    return codes[rows[[f"prob_{code}" for code in codes]].to_numpy().argmax(axis=1)]
+def _calibration_of(bundle: Bundle) -> Calibration | None:
+    """What is part of the bundle's model; None for an ensemble, whose members have one each."""
+    stored = bundle.metadata.get("calibration")
+    return Calibration(stored["temperature"], tuple(stored["bias"])) if stored else None
 
 
 def _provenance(bundle: Bundle, dataset: PreparedDataset, settings: EvaluateSettings, summary: RunSummary) -> dict[str, Any]:
@@ -146,9 +115,20 @@ def _provenance(bundle: Bundle, dataset: PreparedDataset, settings: EvaluateSett
 
 
 def _write_plots(rows: pd.DataFrame, metrics: dict[str, Any], bundle: Bundle, settings: EvaluateSettings, output: str) -> None:
-    positive = rows["label"].isin(list(bundle.labels.malignant)).to_numpy()
+    positive = rows["label"].isin(list(bundle.labels.malignant)).to_numpy(bool)
+    scores = rows["malignancy_score"].to_numpy(np.float64)
     title = f"model {bundle.model_id}, {settings.split} split, {len(rows):,} photos"
-    roc = roc_plot(positive, rows["malignancy_score"].to_numpy(np.float64), title)
-    storage.write_bytes(storage.join(output, "roc.png"), roc)
+    calibration, figures = _calibration_of(bundle), metrics["figures"]
+    curves = {f"the model: ECE {figures['ece']['value']:.3f}": reliability(positive, scores)}
+    if calibration is not None:
+        before = reliability(positive, uncalibrated_scores(rows, bundle.labels, calibration))
+        curves = {f"not calibrated: ECE {figures['uncalibrated.ece']['value']:.3f}": before, **curves}
     matrix = np.array(metrics["confusion_matrix"]["rows_true_columns_predicted"])
-    storage.write_bytes(storage.join(output, "confusion_matrix.png"), confusion_plot(matrix, bundle.labels.codes, title))
+    plots = {
+        "roc.png": roc_plot(positive, scores, title),
+        "precision_recall.png": precision_recall_plot(positive, scores, title),
+        "reliability.png": reliability_plot(curves, title),
+        "confusion_matrix.png": confusion_plot(matrix, bundle.labels.codes, title),
+    }
+    for name, png in plots.items():
+        storage.write_bytes(storage.join(output, name), png)

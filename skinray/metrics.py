@@ -24,7 +24,7 @@ def roc_auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any
     return float(sklearn.metrics.roc_auc_score(positive, scores))
 
 
-def malignancy(logits: npt.NDArray[np.float32], malignant: tuple[int, ...]) -> npt.NDArray[np.float64]:
+def malignancy(logits: npt.NDArray[np.floating[Any]], malignant: tuple[int, ...]) -> npt.NDArray[np.float64]:
     """The summed softmax probability of the malignant classes, float64 [N]."""
     probabilities = scipy.special.softmax(logits.astype(np.float64), axis=1)
     return np.asarray(probabilities[:, list(malignant)].sum(axis=1))

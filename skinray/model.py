@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from skinray import storage
+from skinray.calibration import Calibration
 from skinray.clinical import CLINICAL_WIDTH
 from skinray.config import ModelName
 from skinray.errors import ConfigError
@@ -51,9 +52,18 @@ def _head_dtype() -> str:
     return "float64" if keras.config.dtype_policy().compute_dtype == "float64" else "float32"
 
 
-def with_probabilities(model: keras.Model) -> keras.Model:
-    """The same layers with a softmax on top: the same inputs -> float32 [N, classes] that add up to 1."""
-    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(model.outputs[0])
+def with_probabilities(model: keras.Model, calibration: Calibration | None = None) -> keras.Model:
+    """The same layers with a softmax on top: the same inputs -> float32 [N, classes] that add up to 1.
+
+    Args:
+        model: What `build_model` returned.
+        calibration: What to do to the logits before; None: nothing.
+    """
+    logits = model.outputs[0]
+    if calibration is not None:
+        scale = keras.layers.Rescaling(1 / calibration.temperature, list(calibration.bias), dtype="float32", name="calibration")
+        logits = scale(logits)
+    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     return keras.Model(model.inputs, probabilities, name=model.name)
 
 

@@ -10,6 +10,7 @@ import sklearn.metrics
 
 from skinray.audit import leaks_in_words
 from skinray.bundle import OperatingPoints
+from skinray.calibration import Reliability
 
 NOT_A_DEVICE = "Research software, not a medical device. The output is not a diagnosis."
 
@@ -112,6 +113,42 @@ def roc_plot(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[An
     axes.plot(false_positive_rate, true_positive_rate, color="#1f5f8b", linewidth=2, label=f"AUC {area:.3f}")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title, xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
     axes.legend(loc="lower right", frameon=False)
+    return _png(figure)
+
+
+def precision_recall_plot(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any]], title: str) -> bytes:
+    """The precision-recall curve as PNG, with the precision of flagging everybody.
+
+    Args:
+        positive: bool [N], both kinds present.
+        scores: float [N].
+        title: Above the plot.
+    """
+    figure, axes = _figure(5.2, 5.2)
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(positive, scores)
+    average = sklearn.metrics.average_precision_score(positive, scores)
+    axes.axhline(positive.mean(), color="0.7", linewidth=1, linestyle="--", label=f"all flagged: {positive.mean():.3f}")
+    # A step: between two thresholds there is none.
+    axes.plot(recall, precision, color="#1f5f8b", linewidth=2, drawstyle="steps-post", label=f"average precision {average:.3f}")
+    axes.set(xlabel="sensitivity", ylabel="precision", title=title, xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    axes.legend(loc="upper right", frameon=False)
+    return _png(figure)
+
+
+def reliability_plot(curves: Mapping[str, Reliability], title: str) -> bytes:
+    """What probabilities promised against what came, as PNG; a dot is a bin, its area the number of photos.
+
+    Args:
+        curves: What to call it -> its bins; those of the model as it is come last.
+        title: Above the plot.
+    """
+    figure, axes = _figure(5.2, 5.2)
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--", label="kept")
+    for (name, curve), color in zip(curves.items(), ("#d1792a", "#1f5f8b")[-len(curves) :], strict=True):
+        axes.plot(curve.promised, curve.came, color=color, linewidth=1)
+        axes.scatter(curve.promised, curve.came, s=8 + 250 * curve.photos / curve.photos.sum(), color=color, label=name)
+    axes.set(xlabel="malignancy score", ylabel="share malignant", title=title, xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    axes.legend(loc="upper left", frameon=False)
     return _png(figure)
 
 

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ import scipy.special
 
 import skinray
 from skinray import storage
-from skinray.bundle import Labels, OperatingPoint, OperatingPoints, save_bundle
+from skinray.bundle import Labels, save_bundle
+from skinray.calibration import Calibration, fit_calibration
 from skinray.checkpoints import Progress
-from skinray.metrics import binary_figures, malignancy, threshold_for_sensitivity, threshold_youden
+from skinray.metrics import malignancy
+from skinray.operating_points import choose_operating_points
 from skinray.overfitting import gap_in_words, generalisation_gap
 from skinray.photo_cache import TrainingPhotos
 from skinray.reports import training_card
@@ -63,17 +66,21 @@ def export_bundle(
     model.set_weights(best_weights)
     malignant = tuple(manifest.classes.index(code) for code in manifest.malignant)
     positive = np.isin(photos.labels[validation_rows], list(manifest.malignant))
-    _write_validation_predictions(settings.output, photos, validation_rows, manifest.classes, best_logits)
-    points = operating_points(positive, malignancy(best_logits, malignant))
+    calibration = _calibration(settings, manifest.classes, photos.labels, validation_rows, best_logits)
+    logits = calibration.applied(best_logits)
+    _write_validation_predictions(settings.output, photos, validation_rows, manifest.classes, logits)
+    lesions = lesions_or_photos(photos.lesion_ids[validation_rows], photos.image_ids[validation_rows])
+    points = choose_operating_points(positive, malignancy(logits, malignant), lesions, "validation")
     gap = generalisation_gap(progress.history)
     metadata = bundle_metadata(settings, dataset) | {
         "validation": {"photos": len(positive), "roc_auc": progress.best_auc, "epoch": progress.best_epoch},
         "gap": gap_in_words(gap),
+        "calibration": asdict(calibration),
     }
     bundle_uri = storage.join(settings.output, "bundle")
     model_id = save_bundle(
         bundle_uri,
-        with_probabilities(model),
+        with_probabilities(model, calibration),
         settings.preprocessing,
         Labels(codes=manifest.classes, malignant=manifest.malignant),
         points,
@@ -84,10 +91,29 @@ def export_bundle(
     return bundle_uri, model_id
 
 
+def _calibration(
+    settings: TrainSettings,
+    classes: Sequence[str],
+    labels: npt.NDArray[np.str_],
+    validation_rows: npt.NDArray[np.int64],
+    logits: npt.NDArray[np.float32],
+) -> Calibration:
+    """Fitted on validation; class weights and balanced sampling made the network see every class equally often."""
+    position = {code: number for number, code in enumerate(classes)}
+    counts = np.array([np.count_nonzero(labels == code) for code in classes])
+    expected = np.zeros(len(classes)) if settings.balance == "none" else np.log(counts / counts.sum())
+    return fit_calibration(logits, np.array([position[str(label)] for label in labels[validation_rows]]), expected)
+
+
+def lesions_or_photos(lesion_ids: npt.NDArray[np.str_], image_ids: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
+    """The lesion of each photo, str [N]; a photo without one stands for itself."""
+    return np.where(lesion_ids != "", lesion_ids, np.char.add("photo ", image_ids))
+
+
 def _write_validation_predictions(
-    output: str, photos: TrainingPhotos, rows: npt.NDArray[np.int64], classes: Sequence[str], logits: npt.NDArray[np.float32]
+    output: str, photos: TrainingPhotos, rows: npt.NDArray[np.int64], classes: Sequence[str], logits: npt.NDArray[np.float64]
 ) -> None:
-    probabilities = scipy.special.softmax(logits.astype(np.float64), axis=1)
+    probabilities = scipy.special.softmax(logits, axis=1)
     columns: dict[str, Any] = {
         "image_id": photos.image_ids[rows],
         "lesion_id": photos.lesion_ids[rows],
@@ -132,25 +158,3 @@ def code_commit() -> str | None:
         return None
     asked = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True)
     return asked.stdout.strip() or None
-
-
-def operating_points(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> OperatingPoints:
-    """Thresholds on the malignancy score that validation gives.
-
-    Args:
-        positive: bool [N], malignant.
-        scores: float64 [N], 0 to 1.
-    """
-    thresholds = {
-        "sensitivity_95": threshold_for_sensitivity(positive, scores, 0.95),
-        "youden": threshold_youden(positive, scores),
-    }
-    points = {}
-    for name, threshold in thresholds.items():
-        # A hair lower, because the same photo may come out 1e-6 lower on another machine.
-        lowered = max(0.0, threshold - 1e-5)
-        figures = binary_figures(positive, scores, lowered)
-        points[name] = OperatingPoint(
-            threshold=lowered, sensitivity=figures["recall"], specificity=figures["specificity"], measured_on="validation"
-        )
-    return OperatingPoints(default="youden", points=points)

@@ -227,14 +227,12 @@ def _verify_dry(settings: VerifySettings) -> list[str]:
 
 def _evaluate(settings: EvaluateSettings) -> int:
     from skinray.evaluation import evaluate
+    from skinray.measurement import figures_in_words
 
     with ray_session():
         metrics = evaluate(settings)
-    for name in ("roc_auc", "accuracy", "precision", "recall", "specificity", "f1"):
-        print(f"{name:<12} {metrics[name]:.4f}")
-    low, high = metrics["roc_auc_interval"]
-    print(f"roc_auc's 95 % interval {low:.3f} to {high:.3f}, drawn by {metrics['groups']:,} patients, lesions or pictures")
-    print(f"photos       {metrics['photos']:,} of {settings.split}, {metrics['malignant_photos']:,} malignant")
+    for line in figures_in_words(metrics):
+        print(line)
     if metrics["overlap_with_training"] is None:
         say("skinray: what the bundle was trained on is not there any more: overlap with it could not be looked for")
     for where in ("leaks", "leaks_in_training", "overlap_with_training"):

@@ -25,7 +25,7 @@ def test_the_demo_makes_all_that_its_table_says(ray_cluster: None, tmp_path: Pat
     bundle = load_bundle(str(output / "training" / "bundle"))
     metrics = storage.read_json(str(output / "evaluation" / "metrics.json"))
     assert metrics["model_id"] == bundle.model_id
-    assert metrics["roc_auc"] >= 0.90
+    assert metrics["figures"]["roc_auc"]["value"] >= 0.90
     assert (output / "evaluation" / "roc.png").is_file()
 
     rows = pd.read_parquet(output / "predictions")

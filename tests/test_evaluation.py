@@ -77,14 +77,23 @@ def test_the_figures_are_scikit_learns_on_the_predictions_written(evaluation: Pa
     metrics = storage.read_json(str(evaluation / "metrics.json"))
     rows = rows_of(evaluation)
     positive, flagged = rows["label"] == "malignant", rows["flagged"].astype(bool)
-    assert metrics["roc_auc"] == pytest.approx(sklearn.metrics.roc_auc_score(positive, rows["malignancy_score"]))
-    low, high = metrics["roc_auc_interval"]
-    assert low < metrics["roc_auc"] < high
-    assert metrics["groups"] < metrics["photos"], "photos of a lesion are drawn together"
-    assert metrics["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(positive, flagged))
-    assert metrics["precision"] == pytest.approx(sklearn.metrics.precision_score(positive, flagged))
-    assert metrics["recall"] == pytest.approx(sklearn.metrics.recall_score(positive, flagged))
-    assert metrics["f1"] == pytest.approx(sklearn.metrics.f1_score(positive, flagged))
+    scores = rows["malignancy_score"]
+    expected = {
+        "roc_auc": sklearn.metrics.roc_auc_score(positive, scores),
+        "pr_auc": sklearn.metrics.average_precision_score(positive, scores),
+        "brier": sklearn.metrics.brier_score_loss(positive, scores),
+    }
+    assert {name: metrics["figures"][name]["value"] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert metrics["figures"]["roc_auc"]["low"] < expected["roc_auc"] <= metrics["figures"]["roc_auc"]["high"]
+    assert metrics["clusters"]["number"] < metrics["photos"], "photos of a patient are drawn together"
+    expected = {
+        "accuracy": sklearn.metrics.accuracy_score(positive, flagged),
+        "precision": sklearn.metrics.precision_score(positive, flagged),
+        "recall": sklearn.metrics.recall_score(positive, flagged),
+        "f1": sklearn.metrics.f1_score(positive, flagged),
+    }
+    point = metrics["operating_points"][metrics["default_operating_point"]]
+    assert {name: point[name]["value"] for name in expected} == pytest.approx(expected)
     matrix = np.array(metrics["confusion_matrix"]["rows_true_columns_predicted"])
     assert matrix.tolist() == sklearn.metrics.confusion_matrix(positive, flagged).tolist()
 
@@ -92,7 +101,7 @@ def test_the_figures_are_scikit_learns_on_the_predictions_written(evaluation: Pa
 def test_an_evaluation_leaves_plots_and_says_what_it_measured(
     evaluation: Path, trained: TrainedModel, prepared: PreparedDataset
 ) -> None:
-    for name in ("roc.png", "confusion_matrix.png"):
+    for name in ("roc.png", "precision_recall.png", "reliability.png", "confusion_matrix.png"):
         assert (evaluation / name).read_bytes().startswith(b"\x89PNG")
     metrics = storage.read_json(str(evaluation / "metrics.json"))
     assert (metrics["model_id"], metrics["dataset_sha256"]) == (trained.model_id, prepared.sha256)

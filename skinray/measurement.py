@@ -1,0 +1,198 @@
+"""Predictions of photos whose truth is known -> every figure of an evaluation, with intervals; neither Ray nor TensorFlow."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.special
+
+from skinray.bundle import Labels, OperatingPoints
+from skinray.calibration import Calibration, predictive_values
+from skinray.counts import CalibrationCounts, ClassCounts, Measure, ScoreCounts, ThresholdCounts
+from skinray.groups import Group, attributes_of, measure_groups
+from skinray.intervals import Clusters, Estimate, Resampled, resample
+from skinray.metrics import confusion_matrix
+
+Floats = npt.NDArray[np.float64]
+
+
+def measure_predictions(
+    rows: pd.DataFrame,
+    labels: Labels,
+    points: OperatingPoints,
+    calibration: Calibration | None = None,
+    prevalences: tuple[float, ...] = (),
+    rounds: int = 1000,
+) -> dict[str, Any]:
+    """Everything that `metrics.json` says of how good the predictions are.
+
+    Args:
+        rows: One row a scored photo: image_id, label, prob_CODE of each class, malignancy_score; patient_id, lesion_id and group
+            (missing where unknown); age (years), sex, site and source.
+        labels: What the probabilities are of.
+        points: Thresholds on the malignancy score.
+        calibration: What is part of the model, so that the figures without it can be told too.
+        prevalences: Shares of malignant lesions for which to say what a flag means, beside the share among the photos.
+        rounds: Draws for the intervals.
+
+    Returns:
+        JSON values. A figure is {"value", "low", "high"}, null where there is none.
+    """
+    positive = rows["label"].isin(list(labels.malignant)).to_numpy(bool)
+    scores = rows["malignancy_score"].to_numpy(np.float64)
+    by, ids = clusters_of(rows)
+    clusters = Clusters(ids)
+    predicted = _predicted(rows, labels, points.points[points.default].threshold)
+    flagged = {name: scores >= point.threshold for name, point in points.points.items()}
+    measures = [
+        Measure("", ScoreCounts(positive, scores)),
+        Measure("", CalibrationCounts(positive, scores)),
+        *(Measure(f"at {name}", ThresholdCounts(positive, each)) for name, each in flagged.items()),
+        *_class_measures(rows, labels, predicted),
+    ]
+    if calibration is not None:
+        measures.append(Measure("uncalibrated", CalibrationCounts(positive, uncalibrated_scores(rows, labels, calibration))))
+    found = resample(measures, clusters, rounds)
+    if len(labels.codes) > 2:
+        found |= _macro(found, labels)
+    groups = measure_groups(attributes_of(rows), positive, scores, flagged[points.default], clusters, rounds)
+    share = float(positive.mean())
+    return {
+        "photos": len(rows),
+        "malignant_photos": int(positive.sum()),
+        "clusters": {"by": by, "number": clusters.number},
+        "figures": {name: _json(each.estimate()) for name, each in found.items() if not name.startswith("at ")},
+        "default_operating_point": points.default,
+        "operating_points": {
+            name: _point(name, point.threshold, point.rule, found, (share, *prevalences)) for name, point in points.points.items()
+        },
+        "confusion_matrix": {
+            "codes": list(labels.codes),
+            "rows_true_columns_predicted": confusion_matrix(
+                list(rows["label"]), list(np.array(labels.codes)[predicted]), labels.codes
+            ).tolist(),
+        },
+        "groups": [_group(group) for group in groups],
+        "warnings": [warning for group in groups for warning in group.warnings()],
+    }
+
+
+def figures_in_words(metrics: Mapping[str, Any]) -> list[str]:
+    """The headline of an evaluation for a person, one line a figure.
+
+    Args:
+        metrics: What `measure_predictions` returned.
+    """
+
+    def told(name: str, figure: Mapping[str, float | None]) -> str:
+        if figure["value"] is None:
+            return f"{name:<18} none"
+        return f"{name:<18} {figure['value']:.3f}  ({figure['low']:.3f} to {figure['high']:.3f})"
+
+    default = metrics["default_operating_point"]
+    point, figures = metrics["operating_points"][default], metrics["figures"]
+    clusters = metrics["clusters"]
+    return [
+        f"{metrics['photos']:,} photos, {metrics['malignant_photos']:,} malignant; 95 % intervals drawn by {clusters['by']} "
+        f"({clusters['number']:,})",
+        *(told(name, figures[name]) for name in ("roc_auc", "pr_auc", "partial_auc", "brier", "ece") if name in figures),
+        f"at {default}, score {point['threshold']:.3f}:",
+        *(told(f"  {name}", point[name]) for name in ("recall", "specificity", "precision", "f1", "accuracy")),
+        *(f"warning: {warning}" for warning in metrics["warnings"]),
+    ]
+
+
+def clusters_of(rows: pd.DataFrame) -> tuple[str, npt.NDArray[np.str_]]:
+    """What is drawn for intervals: patients, where all are known; else what prepare kept together, or lesions.
+
+    Args:
+        rows: With patient_id, lesion_id and group, each missing where unknown; and image_id.
+
+    Returns:
+        In words; and the cluster of each photo, str [N]. A photo of which nothing is known stands for itself.
+    """
+    patients = rows["patient_id"]
+    if patients.notna().all() and (patients != "").all():
+        return "patient", patients.to_numpy(str)
+    known = rows["group"].where(rows["group"].notna() & (rows["group"] != ""), rows["lesion_id"])
+    known = known.where(known.notna() & (known != ""), "photo " + rows["image_id"])
+    return "patient, lesion or picture", known.to_numpy(str)
+
+
+def _predicted(rows: pd.DataFrame, labels: Labels, threshold: float) -> npt.NDArray[np.int64]:
+    """The class of each photo, as its position: by the operating point when there are two, else the most probable one."""
+    if len(labels.codes) == 2:
+        malignant = labels.codes.index(labels.malignant[0])
+        return np.where(rows["malignancy_score"].to_numpy(np.float64) >= threshold, malignant, 1 - malignant)
+    return np.asarray(rows[[f"prob_{code}" for code in labels.codes]].to_numpy().argmax(axis=1), np.int64)
+
+
+def _class_measures(rows: pd.DataFrame, labels: Labels, predicted: npt.NDArray[np.int64]) -> list[Measure]:
+    """Of more than two classes: with two, everything stands at the operating points."""
+    if len(labels.codes) == 2:
+        return []
+    position = {code: number for number, code in enumerate(labels.codes)}
+    measures = [Measure("", ClassCounts(rows["label"].map(position).to_numpy(np.int64), predicted, labels.codes))]
+    for code in labels.codes:
+        probabilities = rows[f"prob_{code}"].to_numpy(np.float64)
+        measures.append(Measure(f"one against rest {code}", ScoreCounts((rows["label"] == code).to_numpy(bool), probabilities)))
+    return measures
+
+
+def _macro(found: Mapping[str, Resampled], labels: Labels) -> dict[str, Resampled]:
+    """The mean over the classes that occur."""
+    each = [found[f"one against rest {code}.roc_auc"] for code in labels.codes]
+    known = [one for one in each if not np.isnan(one.value)]
+    draws = np.array([one.draws for one in known])
+    return {"macro_roc_auc": Resampled(float(np.mean([one.value for one in known])), draws.mean(axis=0))}
+
+
+def uncalibrated_scores(rows: pd.DataFrame, labels: Labels, calibration: Calibration) -> Floats:
+    """The malignancy scores that the network alone would have given, float64 [N]: what calibration does can be undone.
+
+    Args:
+        rows: With prob_CODE of each class.
+        labels: What the probabilities are of.
+        calibration: What is part of the model.
+    """
+    probabilities = rows[[f"prob_{code}" for code in labels.codes]].to_numpy(np.float64)
+    logits = (np.log(np.maximum(probabilities, 1e-12)) - np.array(calibration.bias)) * calibration.temperature
+    malignant = [labels.codes.index(code) for code in labels.malignant]
+    return np.asarray(scipy.special.softmax(logits, axis=1)[:, malignant].sum(axis=1))
+
+
+def _point(
+    name: str, threshold: float, rule: str, found: Mapping[str, Resampled], prevalences: tuple[float, ...]
+) -> dict[str, Any]:
+    start = f"at {name}."
+    figures = {figure.removeprefix(start): each.estimate() for figure, each in found.items() if figure.startswith(start)}
+    sensitivity, specificity = figures["recall"].value, figures["specificity"].value
+    return {
+        "threshold": threshold,
+        "rule": rule,
+        **{figure: _json(estimate) for figure, estimate in figures.items()},
+        "at_prevalence": [
+            {"prevalence": prevalence, **_numbers(predictive_values(sensitivity, specificity, prevalence))}
+            for prevalence in prevalences
+        ],
+    }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    return {
+        "attribute": group.attribute,
+        "name": group.name,
+        "photos": group.photos,
+        "malignant_photos": group.malignant,
+        **{figure: None if estimate is None else _json(estimate) for figure, estimate in group.figures.items()},
+    }
+
+
+def _json(estimate: Estimate) -> dict[str, float | None]:
+    return _numbers(estimate.__dict__)
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
