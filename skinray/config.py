@@ -163,9 +163,22 @@ class EvaluateSettings(ClassifySettings):
     """Which part of the data set to score."""
     allow_leaks: bool = False
     """Measure although photos leak between the splits; metrics.json will say so."""
+    gate: str | None = None
+    """YAML file of limits that the figures must keep, see jobs/gates/; exit code 3 when they do not."""
     prevalence: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.01,)
     """Shares of malignant lesions for which to say what a flag means (PPV, NPV, number needed to refer), beside the share among
     the photos."""
+
+
+class CompareSettings(VerbSettings):
+    """Compares two bundles on the same photos: paired intervals, DeLong's and McNemar's tests, who is judged otherwise."""
+
+    first: str
+    """Folder or s3:// prefix that skinray evaluate wrote."""
+    second: str
+    """Another one, of another bundle on the same photos."""
+    output: str
+    """Folder or s3:// prefix to write comparison.json and changes.parquet to; must not exist."""
 
 
 class ScoreSettings(ClassifySettings):

@@ -1,6 +1,8 @@
 """The evaluation job: a bundle on a split -> predictions, metrics.json and plots, through the scoring pipeline itself.
 
 <output>/predictions/part-...parquet   one row a photo, with its true label
+<output>/judged.parquet                the scored ones, with what the data set knows of patient and lesion
+<output>/lesions.parquet               one row a lesion: its score, and how far it is from the same patient's others
 <output>/metrics.json                  the figures, and what they were measured on
 <output>/roc.png, precision_recall.png, reliability.png, confusion_matrix.png
 <output>/_manifest.json                written last
@@ -19,13 +21,17 @@ from skinray.calibration import Calibration, reliability
 from skinray.config import EvaluateSettings
 from skinray.errors import ConfigError, DatasetError
 from skinray.firewall import check_no_leaks, check_no_overlap
+from skinray.gate import failures, read_gate
 from skinray.measurement import measure_predictions, uncalibrated_scores
+from skinray.patients import lesion_table, measure_lesions
 from skinray.photos import list_shards
 from skinray.reports import NOT_A_DEVICE, confusion_plot, precision_recall_plot, reliability_plot, roc_plot
 from skinray.scoring import RunSummary, write_predictions
 from skinray.shards import PreparedDataset, open_dataset, read_photos
 
 METRICS_NAME = "metrics.json"
+JUDGED_NAME = "judged.parquet"
+LESIONS_NAME = "lesions.parquet"
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
@@ -44,6 +50,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         LeakError: The data set has leaks, or shares photos with the training data, and that was not allowed.
         OutputExistsError: The output is already there.
     """
+    gate = read_gate(settings.gate) if settings.gate else None  # before hours of scoring
     bundle = load_bundle(settings.bundle)
     dataset = open_dataset(settings.data)
     check_no_leaks(dataset, settings.allow_leaks)
@@ -55,10 +62,14 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     summary, files = write_predictions(bundle, list_shards(dataset, (settings.split,)), settings, predictions_uri)
     rows = _read_rows(predictions_uri, [file["path"] for file in files])
     scored = rows[rows["status"] == "scored"]
+    judged = _described(scored.reset_index(drop=True), dataset, list(bundle.labels.malignant))
+    lesions = lesion_table(judged, bundle.labels.malignant)
     metrics = _provenance(bundle, dataset, settings, summary) | {"overlap_with_training": overlap}
-    metrics |= measure_predictions(
-        _described(scored, dataset), bundle.labels, bundle.operating_points, _calibration_of(bundle), settings.prevalence
-    )
+    metrics |= measure_predictions(judged, bundle.labels, bundle.operating_points, _calibration_of(bundle), settings.prevalence)
+    metrics["lesions"] = measure_lesions(lesions)
+    metrics["gate_failures"] = failures(gate, metrics) if gate else []
+    for name, table in ((JUDGED_NAME, judged), (LESIONS_NAME, lesions)):
+        storage.write_parquet(storage.join(output, name), table)
     storage.write_json(storage.join(output, METRICS_NAME), metrics)
     _write_plots(scored, metrics, bundle, settings, output)
     storage.publish_folder(
@@ -88,10 +99,10 @@ def check_comparable(bundle: Bundle, dataset: PreparedDataset, settings: Evaluat
         raise DatasetError(f"{settings.data} has {found}: nothing to tell apart")
 
 
-def _described(rows: pd.DataFrame, dataset: PreparedDataset) -> pd.DataFrame:
+def _described(rows: pd.DataFrame, dataset: PreparedDataset, malignant: list[str]) -> pd.DataFrame:
     """Prediction rows with what the data set knows of their patients and lesions."""
     known = read_photos(dataset)[["image_id", "patient_id", "lesion_id", "group", "age", "sex", "site", "source"]]
-    return rows.merge(known, on="image_id", how="left", validate="one_to_one")
+    return rows.merge(known, on="image_id", how="left", validate="one_to_one").assign(malignant=rows["label"].isin(malignant))
 
 
 def _calibration_of(bundle: Bundle) -> Calibration | None:

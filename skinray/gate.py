@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from skinray import storage
 from skinray.errors import ConfigError
 
 
@@ -29,6 +31,20 @@ class Gate(BaseModel):
     largest_group_gap: float | None = Field(None, gt=0, le=1)
     judged_by: Literal["value", "interval"] = "value"
     least_malignant_photos: int = Field(0, ge=0)
+
+
+def read_gate(uri: str) -> Gate:
+    """Reads an acceptance file.
+
+    Raises:
+        ConfigError: It is not YAML, or no limits.
+        StorageError: It cannot be read.
+    """
+    try:
+        return Gate.model_validate(yaml.safe_load(storage.read_bytes(uri)) or {})
+    except (yaml.YAMLError, ValidationError) as error:
+        reason = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        raise ConfigError(f"gate {uri}: {'.'.join(map(str, reason['loc']))}: {reason['msg']}") from error
 
 
 def failures(gate: Gate, metrics: Mapping[str, Any]) -> list[str]:

@@ -67,18 +67,18 @@ def ugly_ducklings(patients: "pd.Series[Any]", scores: npt.NDArray[np.float64]) 
     return found
 
 
-def measure_lesions(lesions: pd.DataFrame, clusters: npt.NDArray[Any], rounds: int = 1000) -> dict[str, Any]:
-    """Figures by lesion and by patient, as JSON values.
+def measure_lesions(lesions: pd.DataFrame, rounds: int = 1000) -> dict[str, Any]:
+    """Figures by lesion and by patient, as JSON values; patients are drawn for the intervals, as far as they are known.
 
     Args:
         lesions: From `lesion_table`.
-        clusters: [lesions], what is drawn for the intervals.
-        rounds: How often.
+        rounds: How often to draw.
     """
+    clusters = lesions["patient_id"].where(lesions["patient_id"].notna() & (lesions["patient_id"] != ""), lesions["lesion"])
     positive = lesions["malignant"].to_numpy(bool)
     found: dict[str, Any] = {"lesions": len(lesions), "malignant_lesions": int(positive.sum())}
     measures = [Measure("", ScoreCounts(positive, lesions["malignancy_score"].to_numpy(np.float64)))]
-    estimate = estimates(measures, Clusters(clusters), rounds)["roc_auc"]
+    estimate = estimates(measures, Clusters(clusters.to_numpy(str)), rounds)["roc_auc"]
     found["roc_auc"] = {name: None if np.isnan(value) else float(value) for name, value in estimate.__dict__.items()}
     found["patients"] = _by_patient(lesions)
     return found

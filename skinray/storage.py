@@ -10,6 +10,7 @@ a reader. While it is being written it carries `_incomplete.json`, so that a rer
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import posixpath
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
+import pandas as pd
 import pyarrow.fs
 
 from skinray.errors import OutputExistsError, StorageError
@@ -193,6 +195,19 @@ def read_json(uri: str) -> Any:
         return json.loads(data)
     except ValueError as error:
         raise StorageError(f"cannot read {uri}: it is not JSON ({error})") from error
+
+
+def write_parquet(uri: str, table: pd.DataFrame) -> None:
+    """Writes a table as one Parquet file, without the numbers of its rows."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    write_bytes(uri, buffer.getvalue())
+
+
+def read_parquet(uri: str) -> pd.DataFrame:
+    """Reads one Parquet file as a table."""
+    table: pd.DataFrame = pd.read_parquet(io.BytesIO(read_bytes(uri)))
+    return table
 
 
 def write_json(uri: str, value: Any) -> None:

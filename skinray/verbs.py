@@ -12,6 +12,7 @@ from skinray import telemetry
 from skinray.config import (
     AuditSettings,
     BenchmarkSettings,
+    CompareSettings,
     DemoSettings,
     EvaluateSettings,
     PrepareSettings,
@@ -240,7 +241,25 @@ def _evaluate(settings: EvaluateSettings) -> int:
             say(f"skinray: {where.replace('_', ' ')}: {count:,} {what}; these figures are too high")
     print(f"model_id     {metrics['model_id']}")
     print(f"report       {settings.output}")
+    for failure in metrics["gate_failures"]:
+        say(f"skinray: GATE: {failure}")
+    return LIMIT_PASSED if metrics["gate_failures"] else 0
+
+
+def _compare(settings: CompareSettings) -> int:
+    from skinray.comparing import compare_evaluations, comparison_in_words
+
+    for line in comparison_in_words(compare_evaluations(settings)):
+        print(line)
+    print(f"comparison   {settings.output}")
     return 0
+
+
+def _compare_dry(settings: CompareSettings) -> list[str]:
+    from skinray.comparing import read_pair
+
+    pair = read_pair(settings)
+    return [f"{pair.model_ids[0]} against {pair.model_ids[1]} on {len(pair.rows):,} photos, to {settings.output}"]
 
 
 def _evaluate_dry(settings: EvaluateSettings) -> list[str]:
@@ -332,6 +351,7 @@ VERBS: Mapping[str, Verb] = {
     "cross-validate": Verb(CrossValidateSettings, _cross_validate, _cross_validate_dry),
     "search": Verb(SearchSettings, _search, _search_dry),
     "evaluate": Verb(EvaluateSettings, _evaluate, _evaluate_dry),
+    "compare": Verb(CompareSettings, _compare, _compare_dry),
     "score": Verb(ScoreSettings, _score, _score_dry),
     "serve": Verb(ServeSettings, _serve, _serve_dry),
     "benchmark": Verb(BenchmarkSettings, _benchmark, _benchmark_dry),

@@ -1,11 +1,12 @@
 """A bundle passes when every limit is kept, and what is not kept is named with both numbers."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from skinray.errors import ConfigError
-from skinray.gate import Gate, failures
+from skinray.gate import Gate, failures, read_gate
 
 
 def figure(value: float | None, reach: float = 0.03) -> dict[str, float | None]:
@@ -50,3 +51,21 @@ def test_a_figure_that_is_not_there_is_an_error_that_lists_those_that_are() -> N
         failures(Gate(minimum={"auroc": 0.9}), metrics())
     with pytest.raises(ValueError, match="minimun"):
         Gate.model_validate({"minimun": {"roc_auc": 0.9}})
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "jobs" / "gates").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_gate_that_comes_with_the_jobs_can_be_read(path: Path) -> None:
+    gate = read_gate(str(path))
+    assert gate.minimum
+    assert f"--gate jobs/gates/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("minimun: {roc_auc: 1}", "minimun"), ("minimum: [", "gate"), ("maximum: {ece: x}", "ece")]
+)
+def test_a_file_that_is_no_gate_says_where(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "gate.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_gate(str(tmp_path / "gate.yaml"))

@@ -46,7 +46,7 @@ def test_an_ugly_duckling_is_one_among_its_own_patient_alone(rows: pd.DataFrame)
 
 def test_top_k_counts_patients_with_more_lesions_than_that(rows: pd.DataFrame) -> None:
     lesions = lesion_table(rows, ("malignant",))
-    found = measure_lesions(lesions, lesions["lesion"].to_numpy(str), rounds=20)
+    found = measure_lesions(lesions, rounds=20)
     assert (found["lesions"], found["malignant_lesions"]) == (7, 2)
     patients = found["patients"]
     # p's malignant lesion comes first, q's second of two.
@@ -56,5 +56,5 @@ def test_top_k_counts_patients_with_more_lesions_than_that(rows: pd.DataFrame) -
 
 def test_without_patients_there_is_no_patient_view(rows: pd.DataFrame) -> None:
     lesions = lesion_table(rows.assign(patient_id=None), ("malignant",))
-    assert measure_lesions(lesions, lesions["lesion"].to_numpy(str), rounds=5)["patients"] is None
+    assert measure_lesions(lesions, rounds=5)["patients"] is None
     assert lesions["ugly_duckling"].isna().all()
