@@ -21,6 +21,8 @@ from skinray.errors import ConfigError
 from skinray.training_config import ModelSettings
 
 LOGITS_LAYER = "logits"
+# The layer that makes features of the last feature map [N, height, width, channels].
+POOL_LAYER = "pool"
 
 
 def build_model(settings: ModelSettings, image_size_px: int, num_classes: int) -> keras.Model:
@@ -208,7 +210,7 @@ def _pretrained(settings: ModelSettings, inputs: Any) -> Any:
         as_float = keras.layers.Rescaling(1.0, name="as_float")(inputs)
         bgr = keras.ops.flip(as_float, axis=-1)
         normalised = keras.layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68], name="normalise")(bgr)
-    return keras.layers.GlobalAveragePooling2D(name="pool")(backbone(normalised))
+    return keras.layers.GlobalAveragePooling2D(name=POOL_LAYER)(backbone(normalised))
 
 
 def _convolution(features: Any, filters: int, kernel: int, name: str, stride: int = 1) -> Any:
@@ -228,7 +230,7 @@ def _cnn_sequential(inputs: Any) -> Any:
     for number, filters in enumerate((32, 64, 96), start=2):
         features = _convolution(features, filters, 3, f"block{number}")
         features = keras.layers.MaxPooling2D(name=f"block{number}_pool")(features)
-    return keras.layers.GlobalAveragePooling2D(name="pool")(features)
+    return keras.layers.GlobalAveragePooling2D(name=POOL_LAYER)(features)
 
 
 def _cnn_functional(inputs: Any) -> Any:
@@ -250,7 +252,7 @@ def _cnn_functional(inputs: Any) -> Any:
         features = keras.layers.MaxPooling2D(padding="same", name=f"block{number}_pool")(features)
         if number == 1:
             features = keras.layers.Concatenate(name="scales_join")([features, _normalised(edges(half), "edges_half")])
-    return keras.layers.GlobalAveragePooling2D(name="pool")(features)
+    return keras.layers.GlobalAveragePooling2D(name=POOL_LAYER)(features)
 
 
 def _with_clinical(features: Any, clinical: Any) -> Any:
