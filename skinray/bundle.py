@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skinray import storage
+from skinray.calibration import Calibration
 from skinray.clinical import clinical_metadata
 from skinray.errors import BundleError, StorageError
 from skinray.images import Preprocessing
@@ -174,6 +175,12 @@ def save_bundle(
         storage.upload_folder(folder, uri)
     storage.write_json(storage.join(uri, CHECKSUMS), checksums)
     return _model_id(checksums)
+
+
+def calibration_of(bundle: Bundle) -> Calibration | None:
+    """What the bundle's model does to its logits; None for an ensemble, whose members do each their own."""
+    stored = bundle.metadata.get("calibration")
+    return Calibration(stored["temperature"], tuple(stored["bias"])) if stored else None
 
 
 def bundle_exists(uri: str) -> bool:

@@ -4,28 +4,27 @@
 <output>/judged.parquet                the scored ones, with what the data set knows of patient and lesion
 <output>/lesions.parquet               one row a lesion: its score, and how far it is from the same patient's others
 <output>/metrics.json                  the figures, and what they were measured on
-<output>/roc.png, precision_recall.png, reliability.png, confusion_matrix.png
+<output>/evaluation.html               the report, one page; its plots lie beside it
 <output>/_manifest.json                written last
 """
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skinray import storage
-from skinray.bundle import Bundle, load_bundle
-from skinray.calibration import Calibration, reliability
+from skinray.bundle import Bundle, calibration_of, load_bundle
 from skinray.config import EvaluateSettings
 from skinray.errors import ConfigError, DatasetError
+from skinray.evaluation_report import write_report
 from skinray.firewall import check_no_leaks, check_no_overlap
 from skinray.gate import failures, read_gate
-from skinray.measurement import measure_predictions, uncalibrated_scores
+from skinray.measurement import measure_predictions
 from skinray.patients import lesion_table, measure_lesions
 from skinray.photos import list_shards
-from skinray.reports import NOT_A_DEVICE, confusion_plot, precision_recall_plot, reliability_plot, roc_plot
+from skinray.reports import NOT_A_DEVICE
 from skinray.scoring import RunSummary, write_predictions
 from skinray.shards import PreparedDataset, open_dataset, read_photos
 
@@ -65,13 +64,13 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     judged = _described(scored.reset_index(drop=True), dataset, list(bundle.labels.malignant))
     lesions = lesion_table(judged, bundle.labels.malignant)
     metrics = _provenance(bundle, dataset, settings, summary) | {"overlap_with_training": overlap}
-    metrics |= measure_predictions(judged, bundle.labels, bundle.operating_points, _calibration_of(bundle), settings.prevalence)
+    metrics |= measure_predictions(judged, bundle.labels, bundle.operating_points, calibration_of(bundle), settings.prevalence)
     metrics["lesions"] = measure_lesions(lesions)
     metrics["gate_failures"] = failures(gate, metrics) if gate else []
     for name, table in ((JUDGED_NAME, judged), (LESIONS_NAME, lesions)):
         storage.write_parquet(storage.join(output, name), table)
     storage.write_json(storage.join(output, METRICS_NAME), metrics)
-    _write_plots(scored, metrics, bundle, settings, output)
+    write_report(judged, metrics, bundle, dataset, output)
     storage.publish_folder(
         output, {"kind": "skinray-evaluation", "schema_version": 1, "model_id": bundle.model_id, "settings": settings.recorded()}
     )
@@ -105,12 +104,6 @@ def _described(rows: pd.DataFrame, dataset: PreparedDataset, malignant: list[str
     return rows.merge(known, on="image_id", how="left", validate="one_to_one").assign(malignant=rows["label"].isin(malignant))
 
 
-def _calibration_of(bundle: Bundle) -> Calibration | None:
-    """What is part of the bundle's model; None for an ensemble, whose members have one each."""
-    stored = bundle.metadata.get("calibration")
-    return Calibration(stored["temperature"], tuple(stored["bias"])) if stored else None
-
-
 def _provenance(bundle: Bundle, dataset: PreparedDataset, settings: EvaluateSettings, summary: RunSummary) -> dict[str, Any]:
     return {
         "notice": NOT_A_DEVICE,
@@ -123,23 +116,3 @@ def _provenance(bundle: Bundle, dataset: PreparedDataset, settings: EvaluateSett
         "split": settings.split,
         "statuses": summary.statuses,
     }
-
-
-def _write_plots(rows: pd.DataFrame, metrics: dict[str, Any], bundle: Bundle, settings: EvaluateSettings, output: str) -> None:
-    positive = rows["label"].isin(list(bundle.labels.malignant)).to_numpy(bool)
-    scores = rows["malignancy_score"].to_numpy(np.float64)
-    title = f"model {bundle.model_id}, {settings.split} split, {len(rows):,} photos"
-    calibration, figures = _calibration_of(bundle), metrics["figures"]
-    curves = {f"the model: ECE {figures['ece']['value']:.3f}": reliability(positive, scores)}
-    if calibration is not None:
-        before = reliability(positive, uncalibrated_scores(rows, bundle.labels, calibration))
-        curves = {f"not calibrated: ECE {figures['uncalibrated.ece']['value']:.3f}": before, **curves}
-    matrix = np.array(metrics["confusion_matrix"]["rows_true_columns_predicted"])
-    plots = {
-        "roc.png": roc_plot(positive, scores, title),
-        "precision_recall.png": precision_recall_plot(positive, scores, title),
-        "reliability.png": reliability_plot(curves, title),
-        "confusion_matrix.png": confusion_plot(matrix, bundle.labels.codes, title),
-    }
-    for name, png in plots.items():
-        storage.write_bytes(storage.join(output, name), png)

@@ -55,8 +55,9 @@ def evaluation_page(
     """
     remarks = _remarks(metrics)
     leaky = bool(metrics["leaks"] or metrics["leaks_in_training"] or metrics["overlap_with_training"])
-    point = metrics["operating_points"][metrics["default_operating_point"]]
-    below = round((1 - point["recall"]["value"]) * metrics["malignant_photos"]) if point["recall"]["value"] is not None else 0
+    default, malignant = metrics["default_operating_point"], metrics["malignant_photos"]
+    point = metrics["operating_points"][default]
+    below = round((1 - (point["recall"]["value"] or 0)) * malignant)
     page = _template().render(
         version=skinray.__version__,
         metrics=metrics,
@@ -70,7 +71,7 @@ def evaluation_page(
         least=LEAST_PHOTOS,
         missed=missed,
         false_alarms=false_alarms,
-        missed_in_words=f"{below:,} of {metrics['malignant_photos']:,} malignant photos lie below {metrics['default_operating_point']}.",
+        missed_in_words=f"{below:,} of {malignant:,} malignant photos lie below {default}.",
         heat_in_words="Beside each photo: where the score comes from (Grad-CAM), not whether that is sound.",
         provenance=_provenance(metrics),
     )
@@ -123,7 +124,9 @@ def _keys(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     keys.append({"value": f"{metrics['photos']:,}", "name": f"photos, {metrics['malignant_photos']:,} malignant"})
     lesions = metrics["lesions"]
     if lesions["roc_auc"]["value"] is not None:
-        keys.append({"value": f"{lesions['roc_auc']['value']:.3f}", "name": f"ROC-AUC by lesion ({lesions['lesions']:,} lesions)"})
+        keys.append(
+            {"value": f"{lesions['roc_auc']['value']:.3f}", "name": f"ROC-AUC by lesion ({lesions['lesions']:,} lesions)"}
+        )
     return keys
 
 

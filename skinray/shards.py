@@ -8,6 +8,7 @@
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -159,6 +160,37 @@ def open_dataset(uri: str) -> PreparedDataset:
             f"{error.errors()[0]['msg']} at {'.'.join(map(str, error.errors()[0]['loc']))}"
         ) from error
     return PreparedDataset(uri=storage.normalize(uri), manifest=manifest, sha256=storage.sha256_of(data))
+
+
+def read_photo_bytes(dataset: PreparedDataset, image_ids: Sequence[str]) -> dict[str, bytes]:
+    """The stored bytes of a few photos.
+
+    Args:
+        dataset: Where they are.
+        image_ids: Which.
+
+    Returns:
+        image_id -> bytes.
+
+    Raises:
+        DatasetError: One of them is not in the data set.
+    """
+    photos = read_photos(dataset)
+    wanted = photos[photos["image_id"].isin(list(image_ids))]
+    absent = set(image_ids) - set(wanted["image_id"])
+    if absent:
+        raise DatasetError(f"{dataset.uri} has no photo {sorted(absent)[0]!r}")
+    found: dict[str, bytes] = {}
+    for shard, rows in wanted.groupby("shard"):
+        uri, ids = storage.join(dataset.uri, str(shard)), list(rows["image_id"])
+        file = pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri))
+        for group in range(file.num_row_groups):
+            if set(file.read_row_group(group, columns=["image_id"])["image_id"].to_pylist()).isdisjoint(ids):
+                continue
+            table = file.read_row_group(group, columns=["image_id", "image_bytes"])
+            pairs = zip(table["image_id"].to_pylist(), table["image_bytes"].to_pylist(), strict=True)
+            found |= {image_id: data for image_id, data in pairs if image_id in ids}
+    return found
 
 
 def read_photos(dataset: PreparedDataset) -> pd.DataFrame:
