@@ -13,6 +13,7 @@ from skinray.taxonomy import TargetName
 CatalogName = Literal["ham10000", "isic2019", "isic2020", "isic", "folders", "csv", "synthetic"]
 ModelName = Literal["resnet50", "vgg16", "mobilenet", "cnn_sequential", "cnn_functional"]
 SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 class Settings(BaseModel):
@@ -159,8 +160,11 @@ class EvaluateSettings(ClassifySettings):
     """Folder or s3:// prefix that `skinray prepare` wrote."""
     output: str
     """Folder or s3:// prefix to write to; must not exist."""
-    split: SplitName = "test"
-    """Which part of the data set to score."""
+    split: SplitName | Literal["all"] = "test"
+    """Which part of the data set to score; all for a data set that nothing was trained on."""
+    external: str | None = None
+    """Folder that evaluate wrote for the same bundle on its own test split: this data set may then have other classes, malignant
+    and benign are compared, and the gap between the two is told first."""
     allow_leaks: bool = False
     """Measure although photos leak between the splits; metrics.json will say so."""
     gate: str | None = None

@@ -8,15 +8,17 @@
 <output>/_manifest.json                written last
 """
 
+import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skinray import storage
-from skinray.bundle import Bundle, calibration_of, load_bundle
-from skinray.config import EvaluateSettings
+from skinray.bundle import Bundle, Labels, calibration_of, load_bundle
+from skinray.config import SPLITS, EvaluateSettings, SplitName
 from skinray.errors import ConfigError, DatasetError
 from skinray.evaluation_report import write_report
 from skinray.firewall import check_no_leaks, check_no_overlap
@@ -51,6 +53,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """
     gate = read_gate(settings.gate) if settings.gate else None  # before hours of scoring
     bundle = load_bundle(settings.bundle)
+    internal = _internal_metrics(settings, bundle)
     dataset = open_dataset(settings.data)
     check_no_leaks(dataset, settings.allow_leaks)
     check_comparable(bundle, dataset, settings)
@@ -58,14 +61,20 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     output = storage.normalize(settings.output)
     storage.claim_folder(output, "evaluation", settings.recorded())
     predictions_uri = storage.join(output, "predictions", f"model_id={bundle.model_id}")
-    summary, files = write_predictions(bundle, list_shards(dataset, (settings.split,)), settings, predictions_uri)
+    summary, files = write_predictions(bundle, list_shards(dataset, splits_of(settings)), settings, predictions_uri)
     rows = _read_rows(predictions_uri, [file["path"] for file in files])
     scored = rows[rows["status"] == "scored"]
-    judged = _described(scored.reset_index(drop=True), dataset, list(bundle.labels.malignant))
-    lesions = lesion_table(judged, bundle.labels.malignant)
+    judged = _described(scored.reset_index(drop=True), dataset)
+    labels = bundle.labels
+    if settings.external:
+        judged, labels = _malignant_or_benign(judged)
+    lesions = lesion_table(judged, labels.malignant)
     metrics = _provenance(bundle, dataset, settings, summary) | {"overlap_with_training": overlap}
-    metrics |= measure_predictions(judged, bundle.labels, bundle.operating_points, calibration_of(bundle), settings.prevalence)
+    metrics |= measure_predictions(
+        judged, labels, bundle.operating_points, calibration_of(bundle) if labels == bundle.labels else None, settings.prevalence
+    )
     metrics["lesions"] = measure_lesions(lesions)
+    metrics["external"] = _external_gap(metrics, internal) if internal else None
     metrics["gate_failures"] = failures(gate, metrics) if gate else []
     for name, table in ((JUDGED_NAME, judged), (LESIONS_NAME, lesions)):
         storage.write_parquet(storage.join(output, name), table)
@@ -84,24 +93,70 @@ def _read_rows(uri: str, paths: list[str]) -> pd.DataFrame:
     return rows
 
 
+def splits_of(settings: EvaluateSettings) -> tuple[SplitName, ...]:
+    """The splits that are scored."""
+    return SPLITS if settings.split == "all" else (settings.split,)
+
+
 def check_comparable(bundle: Bundle, dataset: PreparedDataset, settings: EvaluateSettings) -> None:
     """Raises when the bundle cannot be measured on the split."""
-    codes = dataset.manifest.classes
-    if set(codes) != set(bundle.labels.codes):
+    codes, ours = dataset.manifest.classes, bundle.labels.codes
+    if not settings.external and set(codes) != set(ours):
         raise ConfigError(
-            f"bundle {settings.bundle} tells {', '.join(bundle.labels.codes)} apart, data set {settings.data} {', '.join(codes)}"
+            f"bundle {settings.bundle} tells {', '.join(ours)} apart, data set {settings.data} {', '.join(codes)}: "
+            "--external compares malignant and benign alone"
         )
-    counts = dataset.manifest.split_classes[settings.split]
-    malignant = sum(counts[code] for code in bundle.labels.malignant)
-    if malignant in (0, sum(counts.values())):
-        found = f"{malignant} malignant of {sum(counts.values())} photos in {settings.split}"
+    counts = [dataset.manifest.split_classes[split] for split in splits_of(settings)]
+    malignant = sum(each[code] for each in counts for code in dataset.manifest.malignant)
+    photos = sum(sum(each.values()) for each in counts)
+    if malignant in (0, photos):
+        found = f"{malignant} malignant of {photos} photos in {settings.split}"
         raise DatasetError(f"{settings.data} has {found}: nothing to tell apart")
 
 
-def _described(rows: pd.DataFrame, dataset: PreparedDataset, malignant: list[str]) -> pd.DataFrame:
+def _internal_metrics(settings: EvaluateSettings, bundle: Bundle) -> dict[str, Any] | None:
+    if not settings.external:
+        return None
+    metrics: dict[str, Any] = storage.read_json(storage.join(settings.external, METRICS_NAME))
+    if metrics["model_id"] != bundle.model_id:
+        raise ConfigError(f"{settings.external} is about model {metrics['model_id']}, not about {bundle.model_id}")
+    return metrics
+
+
+def _malignant_or_benign(judged: pd.DataFrame) -> tuple[pd.DataFrame, Labels]:
+    """The same photos, told apart by malignancy alone: what every data set's labels have in common."""
+    binary = Labels(codes=("benign", "malignant"), malignant=("malignant",))
+    scores = judged["malignancy_score"].astype(float)
+    return judged.assign(
+        label=np.where(judged["malignant"], "malignant", "benign"), prob_malignant=scores, prob_benign=1 - scores
+    ), binary
+
+
+def _external_gap(metrics: dict[str, Any], internal: dict[str, Any]) -> dict[str, Any]:
+    """Internal minus external, of the figures that both have; the intervals are those of two independent samples."""
+    gaps = {}
+    for name in ("roc_auc", "pr_auc", "partial_auc"):
+        ours, theirs = internal["figures"][name], metrics["figures"][name]
+        if ours["value"] is None or theirs["value"] is None:
+            continue
+        value = ours["value"] - theirs["value"]
+        reach = math.hypot(ours["high"] - ours["low"], theirs["high"] - theirs["low"]) / 2
+        gaps[name] = {
+            "internal": ours["value"],
+            "external": theirs["value"],
+            "gap": value,
+            "low": value - reach,
+            "high": value + reach,
+        }
+    return {"evaluation_of": internal["dataset"], "gaps": gaps}
+
+
+def _described(rows: pd.DataFrame, dataset: PreparedDataset) -> pd.DataFrame:
     """Prediction rows with what the data set knows of their patients and lesions."""
     known = read_photos(dataset)[["image_id", "patient_id", "lesion_id", "group", "age", "sex", "site", "source"]]
-    return rows.merge(known, on="image_id", how="left", validate="one_to_one").assign(malignant=rows["label"].isin(malignant))
+    return rows.merge(known, on="image_id", how="left", validate="one_to_one").assign(
+        malignant=rows["label"].isin(list(dataset.manifest.malignant))
+    )
 
 
 def _provenance(bundle: Bundle, dataset: PreparedDataset, settings: EvaluateSettings, summary: RunSummary) -> dict[str, Any]:

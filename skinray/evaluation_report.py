@@ -55,7 +55,8 @@ def write_report(judged: pd.DataFrame, metrics: Mapping[str, Any], bundle: Bundl
 def _plots(judged: pd.DataFrame, metrics: Mapping[str, Any], bundle: Bundle) -> dict[str, bytes]:
     positive, scores = judged["malignant"].to_numpy(bool), judged["malignancy_score"].to_numpy(np.float64)
     title = f"model {bundle.model_id}, {metrics['split']} split, {len(judged):,} photos"
-    calibration, figures = calibration_of(bundle), metrics["figures"]
+    figures = metrics["figures"]
+    calibration = calibration_of(bundle) if "uncalibrated.ece" in figures else None
     curves = {f"the model: ECE {figures['ece']['value']:.3f}": reliability(positive, scores)}
     if calibration is not None:
         before = reliability(positive, uncalibrated_scores(judged, bundle.labels, calibration))
@@ -65,7 +66,7 @@ def _plots(judged: pd.DataFrame, metrics: Mapping[str, Any], bundle: Bundle) -> 
         "roc.png": roc_plot(positive, scores, title),
         "precision_recall.png": precision_recall_plot(positive, scores, title),
         "reliability.png": reliability_plot(curves, title),
-        "confusion_matrix.png": confusion_plot(matrix, bundle.labels.codes, title),
+        "confusion_matrix.png": confusion_plot(matrix, metrics["confusion_matrix"]["codes"], title),
     }
 
 

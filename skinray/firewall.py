@@ -4,6 +4,8 @@ A prepared data set carries its own leaks in its manifest. A bundle that is meas
 on is checked against the inventory of that one, as long as it can be reached.
 """
 
+from typing import Literal
+
 import pandas as pd
 
 from skinray.audit import examine, leaks_in_words
@@ -31,13 +33,15 @@ def check_no_leaks(dataset: PreparedDataset, allowed: bool) -> None:
         )
 
 
-def check_no_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName, allowed: bool) -> dict[str, int] | None:
+def check_no_overlap(
+    bundle: Bundle, dataset: PreparedDataset, split: SplitName | Literal["all"], allowed: bool
+) -> dict[str, int] | None:
     """Refuses to measure a bundle on photos, lesions or patients that it was trained or chosen on in another data set.
 
     Args:
         bundle: The model.
         dataset: What it is to be measured on.
-        split: Which part of it.
+        split: Which part of it, or all.
         allowed: Go on all the same.
 
     Returns:
@@ -48,7 +52,12 @@ def check_no_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName,
     """
     trained_sha256 = bundle.metadata.get("dataset", {}).get("sha256")
     if trained_sha256 == dataset.sha256:
-        return {}  # its own splits; `check_no_leaks` knows about them
+        # Its own splits; `check_no_leaks` knows about them.
+        return (
+            {}
+            if split != "all"
+            else _refused({"photos": dataset.rows("train") + dataset.rows("validation")}, bundle, dataset, split, allowed)
+        )
     try:
         trained_on = open_dataset(bundle.metadata.get("training_settings", {}).get("data", ""))
         # One that has grown since holds what it held, where it was; one of other settings is another one.
@@ -60,12 +69,16 @@ def check_no_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName,
     measured = read_photos(dataset)
     _qualify_ids(seen, trained_on)
     _qualify_ids(measured, dataset)
-    overlap = _overlap(seen[seen["split"] != "test"], measured[measured["split"] == split])
+    overlap = _overlap(seen[seen["split"] != "test"], measured[(measured["split"] == split) | (split == "all")])
+    return _refused(overlap, bundle, dataset, split, allowed)
+
+
+def _refused(overlap: dict[str, int], bundle: Bundle, dataset: PreparedDataset, split: str, allowed: bool) -> dict[str, int]:
     if overlap and not allowed:
         listed = ", ".join(leaks_in_words(overlap))
         raise LeakError(
-            f"{bundle.uri} was trained on {trained_on.uri}, which shares with the {split} split of {dataset.uri}: "
-            f"{listed}; its figures there would be too high. --allow-leaks measures all the same, and says so"
+            f"{bundle.uri} was trained on data that shares with {'all splits' if split == 'all' else f'the {split} split'} of "
+            f"{dataset.uri}: {listed}; its figures there would be too high. --allow-leaks measures all the same, and says so"
         )
     return overlap
 

@@ -94,7 +94,13 @@ def figures_in_words(metrics: Mapping[str, Any]) -> list[str]:
     default = metrics["default_operating_point"]
     point, figures = metrics["operating_points"][default], metrics["figures"]
     clusters = metrics["clusters"]
+    external = metrics.get("external") or {"gaps": {}}
     return [
+        *(
+            f"external gap: {name} {gap['external']:.3f} here, {gap['internal']:.3f} on {external['evaluation_of']}: "
+            f"{gap['gap']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
+            for name, gap in external["gaps"].items()
+        ),
         f"{metrics['photos']:,} photos, {metrics['malignant_photos']:,} malignant; 95 % intervals drawn by {clusters['by']} "
         f"({clusters['number']:,})",
         *(told(name, figures[name]) for name in ("roc_auc", "pr_auc", "partial_auc", "brier", "ece") if name in figures),
