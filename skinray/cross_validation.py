@@ -21,7 +21,7 @@ from skinray.counts import Measure, ScoreCounts
 from skinray.intervals import Clusters, estimates
 from skinray.metrics import balanced_accuracy, binary_figures, roc_auc
 from skinray.operating_points import choose_operating_points
-from skinray.reports import training_card
+from skinray.reports import model_card
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
 from skinray.training import TrainedModel, run_identity, train
@@ -176,5 +176,5 @@ def _save_ensemble(
         Labels(codes=manifest.classes, malignant=manifest.malignant),
         points,
         metadata,
-        training_card(metadata, points),
+        model_card(metadata, points),
     )

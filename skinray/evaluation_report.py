@@ -2,6 +2,7 @@
 
 <output>/roc.png, precision_recall.png, reliability.png, confusion_matrix.png
 <output>/evaluation.html   all of them and the tables, in one file
+<output>/model_card.md     the bundle's card with what was measured
 """
 
 import base64
@@ -22,10 +23,11 @@ from skinray.clinical import encode_clinical
 from skinray.evaluation_page import ShownPhoto, evaluation_page
 from skinray.images import decode_photo
 from skinray.measurement import uncalibrated_scores
-from skinray.reports import confusion_plot, precision_recall_plot, reliability_plot, roc_plot
+from skinray.reports import confusion_plot, model_card, precision_recall_plot, reliability_plot, roc_plot
 from skinray.shards import PreparedDataset, read_photo_bytes
 
 PAGE_NAME = "evaluation.html"
+CARD_NAME = "model_card.md"
 # Of each kind of error.
 _MOST_SHOWN = 12
 _THUMBNAIL_PX = 160
@@ -50,6 +52,8 @@ def write_report(judged: pd.DataFrame, metrics: Mapping[str, Any], bundle: Bundl
     shown = _shown(pd.concat([missed, false_alarms]), bundle, dataset)
     page = evaluation_page(metrics, plots, shown[: len(missed)], shown[len(missed) :])
     storage.write_bytes(storage.join(output, PAGE_NAME), page.encode())
+    card = model_card(bundle.metadata, bundle.operating_points, metrics)
+    storage.write_bytes(storage.join(output, CARD_NAME), card.encode())
 
 
 def _plots(judged: pd.DataFrame, metrics: Mapping[str, Any], bundle: Bundle) -> dict[str, bytes]:

@@ -22,17 +22,19 @@ def _chosen_in_words(metadata: Mapping[str, Any]) -> str:
     return f"epoch {metadata['validation']['epoch']}, chosen by this figure, which is therefore optimistic"
 
 
-def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
-    """The model card of a fresh bundle, Markdown in the layout of the Hugging Face hub.
+def model_card(metadata: Mapping[str, Any], points: OperatingPoints, metrics: Mapping[str, Any] | None = None) -> str:
+    """The model card, Markdown in the layout of the Hugging Face hub: made from what is stored, and from nothing else.
 
     Args:
         metadata: As stored in the bundle.
         points: As stored in the bundle.
+        metrics: What metrics.json of an evaluation holds; None for a bundle that was not evaluated yet.
     """
     validation = metadata["validation"]
     rows = [
-        f"| {name}{' (default)' if name == points.default else ''} "
-        f"| {point.threshold:.4f} | {point.sensitivity:.3f} | {point.specificity:.3f} |"
+        f"| {name}{' (default)' if name == points.default else ''} | {point.threshold:.4f} "
+        f"| {_with_interval(point.sensitivity, point.sensitivity_interval)} "
+        f"| {_with_interval(point.specificity, point.specificity_interval)} | {point.rule} |"
         for name, point in points.points.items()
     ]
     counts = [
@@ -66,10 +68,11 @@ def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
             f"({_chosen_in_words(metadata)}: what counts is the evaluation on the test split).",
             "",
             *([metadata["gap"][0].upper() + metadata["gap"][1:], ""] if "gap" in metadata else []),
-            "| operating point | threshold | sensitivity | specificity |",
-            "| --- | --- | --- | --- |",
+            "| operating point | threshold | sensitivity | specificity | chosen as |",
+            "| --- | --- | --- | --- | --- |",
             *rows,
             "",
+            *(_evaluation_in_card(metrics) if metrics else []),
             "## Limits",
             "",
             "Photos from other cameras, skin tones, sites or age groups than those trained on may be judged worse. "
@@ -77,6 +80,43 @@ def training_card(metadata: Mapping[str, Any], points: OperatingPoints) -> str:
             "",
         ]
     )
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _evaluation_in_card(metrics: Mapping[str, Any]) -> list[str]:
+    def told(figure: Mapping[str, float | None]) -> str:
+        return "too few" if figure["value"] is None else f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+    named = {
+        "roc_auc": "ROC-AUC, malignant against benign",
+        "partial_auc": "ROC-AUC above 80 % sensitivity (at most 0.2)",
+        "pr_auc": "average precision",
+        "class_balanced_accuracy": "balanced accuracy over classes",
+        "ece": "expected calibration error",
+        "brier": "Brier score",
+    }
+    points = metrics["operating_points"].items()
+    return [
+        "## Evaluation",
+        "",
+        f"Model {metrics['model_id']} on the {metrics['split']} split of {metrics['dataset']}: {metrics['photos']:,} photos, "
+        f"{metrics['malignant_photos']:,} malignant. Intervals hold 95 % and are drawn by {metrics['clusters']['by']}.",
+        "",
+        "| figure | value |",
+        "| --- | --- |",
+        *(f"| {words} | {told(metrics['figures'][name])} |" for name, words in named.items() if name in metrics["figures"]),
+        *(f"| sensitivity at {name} | {told(point['recall'])} |" for name, point in points),
+        *(f"| specificity at {name} | {told(point['specificity'])} |" for name, point in points),
+        "",
+        *(
+            ["Judged worse than the rest:", "", *(f"- {warning}" for warning in metrics["warnings"]), ""]
+            if metrics["warnings"]
+            else []
+        ),
+    ]
 
 
 def _clinical_in_words(metadata: Mapping[str, Any]) -> list[str]:

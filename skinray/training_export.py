@@ -28,7 +28,7 @@ from skinray.metrics import malignancy
 from skinray.operating_points import choose_operating_points
 from skinray.overfitting import gap_in_words, generalisation_gap
 from skinray.photo_cache import TrainingPhotos
-from skinray.reports import training_card
+from skinray.reports import model_card
 from skinray.shards import PreparedDataset
 from skinray.telemetry import say
 from skinray.training_config import TrainSettings
@@ -85,7 +85,7 @@ def export_bundle(
         Labels(codes=manifest.classes, malignant=manifest.malignant),
         points,
         metadata,
-        training_card(metadata, points),
+        model_card(metadata, points),
     )
     say(f"train: {gap_in_words(gap)}")
     return bundle_uri, model_id

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from skinray.bundle import OperatingPoint, OperatingPoints
-from skinray.reports import NOT_A_DEVICE, confusion_plot, roc_plot, training_card, training_curves
+from skinray.reports import NOT_A_DEVICE, confusion_plot, model_card, roc_plot, training_curves
 from skinray.taxonomy import TARGETS
 
 POSITIVE = np.array([True, False, True, True, False, False])
@@ -136,37 +136,37 @@ def test_old_histories_without_phase_and_training_auc_are_drawn() -> None:
 @pytest.mark.parametrize("target", ["binary", "ham7"])
 def test_the_card_names_every_class_with_its_photos(target: Any) -> None:
     codes = TARGETS[target].codes
-    lines = training_card(metadata(codes), POINTS).splitlines()
+    lines = model_card(metadata(codes), POINTS).splitlines()
     assert f"| split | {' | '.join(codes)} |" in lines
     for row, split in enumerate(("train", "validation", "test"), start=1):
         assert f"| {split} | {' | '.join(str(1000 * row + column) for column in range(len(codes)))} |" in lines
 
 
 def test_the_card_says_what_the_model_looks_at_besides_the_photo() -> None:
-    assert "age, sex and site" in training_card(metadata(("benign", "malignant"), clinical_input=True), POINTS)
-    assert "age, sex and site" not in training_card(metadata(("benign", "malignant")), POINTS)
+    assert "age, sex and site" in model_card(metadata(("benign", "malignant"), clinical_input=True), POINTS)
+    assert "age, sex and site" not in model_card(metadata(("benign", "malignant")), POINTS)
 
 
 def test_the_card_says_that_it_is_no_medical_device() -> None:
-    assert NOT_A_DEVICE in training_card(metadata(("benign", "malignant")), POINTS)
+    assert NOT_A_DEVICE in model_card(metadata(("benign", "malignant")), POINTS)
     assert "not a medical device" in NOT_A_DEVICE
     assert "not a diagnosis" in NOT_A_DEVICE
 
 
 def test_the_card_has_every_operating_point_and_marks_the_default() -> None:
-    lines = training_card(metadata(("benign", "malignant")), POINTS).splitlines()
+    lines = model_card(metadata(("benign", "malignant")), POINTS).splitlines()
     assert "| balanced (default) | 0.4321 | 0.812 | 0.834 |" in lines
     assert "| sensitive | 0.0567 | 0.951 | 0.523 |" in lines
 
 
 def test_the_card_says_on_what_the_figure_was_measured() -> None:
-    card = training_card(metadata(("benign", "malignant")), POINTS)
+    card = model_card(metadata(("benign", "malignant")), POINTS)
     assert "0.876 on 801 photos (epoch 7" in card or "0.877 on 801 photos (epoch 7" in card
     assert "ham10000" in card
 
 
 def test_the_tables_of_the_card_have_as_many_cells_in_every_row() -> None:
-    lines = training_card(metadata(TARGETS["ham7"].codes), POINTS).splitlines()
+    lines = model_card(metadata(TARGETS["ham7"].codes), POINTS).splitlines()
     tables: list[list[int]] = [[]]
     for line in lines:
         if line.startswith("|"):
@@ -179,12 +179,12 @@ def test_the_tables_of_the_card_have_as_many_cells_in_every_row() -> None:
 def test_the_card_begins_with_the_hubs_front_matter() -> None:
     import yaml
 
-    _, front, body = training_card(metadata(("benign", "malignant")), POINTS).split("---\n", 2)
+    _, front, body = model_card(metadata(("benign", "malignant")), POINTS).split("---\n", 2)
     assert yaml.safe_load(front)["pipeline_tag"] == "image-classification"
     assert body.startswith("# resnet50: benign, malignant")
 
 
 def test_a_card_of_a_model_trained_on_leaks_says_so_before_any_figure() -> None:
-    card = training_card(metadata(("benign", "malignant")) | {"leaks": {"lesions across splits": 2}}, POINTS)
+    card = model_card(metadata(("benign", "malignant")) | {"leaks": {"lesions across splits": 2}}, POINTS)
     assert card.index("**The data set leaks: 2 lesions across splits.") < card.index("## Data")
     assert "no patient, lesion or duplicate stands on two sides" not in card
