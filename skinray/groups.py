@@ -11,6 +11,7 @@ import pandas as pd
 from skinray.clinical import site_group
 from skinray.counts import Measure, ScoreCounts, ThresholdCounts
 from skinray.intervals import Clusters, Estimate, resample
+from skinray.skin_tone import tones
 
 # Fewer photos of a kind than this give no figure that says anything about a group.
 LEAST_PHOTOS = 10
@@ -75,7 +76,8 @@ def attributes_of(photos: pd.DataFrame) -> dict[str, npt.NDArray[np.str_]]:
     """What photos are grouped by.
 
     Args:
-        photos: One row a photo with age (years), sex, site and source; what is missing may be anything that pandas takes for it.
+        photos: One row a photo with age (years), sex, site, source and ita_degrees; what is missing may be anything that pandas
+            takes for it.
 
     Returns:
         Attribute -> the group of each photo, str [N]; attributes of a single group are left out.
@@ -85,6 +87,7 @@ def attributes_of(photos: pd.DataFrame) -> dict[str, npt.NDArray[np.str_]]:
         "sex": _texts(photos["sex"]),
         "site": np.array([site_group(site) or UNKNOWN for site in _texts(photos["site"])]),
         "source": _texts(photos["source"]),
+        "skin tone, estimated from the photo,": tones(photos["ita_degrees"].to_numpy(np.float64, na_value=np.nan)),
     }
     return {name: groups for name, groups in known.items() if len(set(groups) - {UNKNOWN}) > 1}
 

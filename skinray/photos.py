@@ -10,6 +10,7 @@ pixels, never an exception.
     error_code, error_detail                                    str ("" for a usable photo)
     age           float64, years (NaN when unknown)
     sex, site                                                   str ("" when unknown), as the data set writes them
+    ita_degrees   float64, see `skinray.skin_tone` (NaN when unknown)
     pixels        uint8 [rows, size, size, 3]
     decoded_at    float64, seconds since 1970 at which the block was ready
 """
@@ -35,6 +36,7 @@ from skinray.config import SplitName
 from skinray.errors import ConfigError, ImageError, StorageError
 from skinray.images import SUFFIXES, Preprocessing, decode_photo
 from skinray.shards import SPLITS, PreparedDataset, is_dataset, open_dataset
+from skinray.skin_tone import ita_degrees
 
 # A hair less than a core, so that one decode task a core and an actor fit on every machine, even one with a single core;
 # asking for another share than the actor also keeps Ray from fusing the two.
@@ -124,7 +126,7 @@ def _read_and_decode(plan: pa.Table, read: Any, preprocessing: Preprocessing) ->
     size = preprocessing.image_size_px
     pixels = np.zeros((len(rows), size, size, 3), np.uint8)
     for row, data, target in zip(rows, contents, pixels, strict=True):
-        row.update(image_sha256="", width_px=0, height_px=0, error_code="", error_detail="")
+        row.update(image_sha256="", width_px=0, height_px=0, error_code="", error_detail="", ita_degrees=math.nan)
         try:
             if isinstance(data, FileNotFoundError):
                 raise ImageError("missing", "the file was listed and is gone")
@@ -133,6 +135,7 @@ def _read_and_decode(plan: pa.Table, read: Any, preprocessing: Preprocessing) ->
             row["image_sha256"] = storage.sha256_of(data)
             photo = decode_photo(data, preprocessing)
             row["width_px"], row["height_px"] = photo.width_px, photo.height_px
+            row["ita_degrees"] = ita_degrees(photo.pixels)
             target[:] = photo.pixels
         except ImageError as error:
             row["error_code"], row["error_detail"] = error.code, error.detail

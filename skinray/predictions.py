@@ -35,6 +35,7 @@ def prediction_schema(labels: Labels) -> pa.Schema:
             ("malignancy_score", pa.float32()),
             ("operating_point", pa.string()),
             ("flagged", pa.bool_()),
+            ("ita_degrees", pa.float32()),
         ]
     )
 
@@ -122,5 +123,6 @@ def prediction_rows(
         columns[f"prob_{code}"] = spread(probabilities[:, position])
     columns["malignancy_score"] = spread(scores)
     columns["operating_point"] = pa.array([operating_point] * len(usable), pa.string())
+    columns["ita_degrees"] = pa.array(photos["ita_degrees"].astype(np.float32), from_pandas=True)
     columns["flagged"] = spread(scores >= threshold_of(bundle, operating_point))
     return pa.table(columns, schema=prediction_schema(bundle.labels))

@@ -22,6 +22,7 @@ def test_gaps_of_every_kind_are_unknown_and_a_single_group_is_none() -> None:
             "sex": ["male", "", None, "female"],
             "site": ["face", "scalp", pd.NA, "back"],
             "source": ["HAM"] * 4,
+            "ita_degrees": [20.0, 50.0, np.nan, 50.0],
         }
     )
     found = attributes_of(photos)
@@ -29,6 +30,7 @@ def test_gaps_of_every_kind_are_unknown_and_a_single_group_is_none() -> None:
     assert found["sex"].tolist() == ["male", UNKNOWN, UNKNOWN, "female"]
     assert len(set(found["site"])) == 3, "face and scalp are one group"
     assert "source" not in found
+    assert found["skin tone, estimated from the photo,"].tolist() == ["tan", "light", UNKNOWN, "light"]
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ def predictions(labels: Labels, photos: int = 600, seed: int = 0) -> pd.DataFram
             "sex": generator.choice(["male", "female", ""], photos),
             "site": generator.choice(["face", "back", "foot"], photos),
             "source": "HAM10000",
+            "ita_degrees": np.float32(30.0),
         }
     )
 

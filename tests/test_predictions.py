@@ -51,6 +51,7 @@ def photos(*error_codes: str) -> dict[str, NDArray[Any]]:
         "image_sha256": np.array(["" if code == "missing" else "0" * 64 for code in error_codes], dtype=object),
         "label": np.array(["mel" if number % 2 else "" for number in numbers], dtype=object),
         "width_px": np.where(usable, 600, 0),
+        "ita_degrees": np.where(usable, 30.0, np.nan),
         "height_px": np.where(usable, 450, 0),
         "error_code": np.array(error_codes, dtype=object),
         "error_detail": np.array([code and f"it is {code}" for code in error_codes], dtype=object),
