@@ -174,6 +174,27 @@ class EvaluateSettings(ClassifySettings):
     the photos."""
 
 
+class EnsembleSettings(ClassifySettings):
+    """Averages bundles, or one over flipped photos, into a bundle with thresholds of its own."""
+
+    bundles: tuple[str, ...] = Field(min_length=1)
+    """Bundle folders, local or s3://, all trained on the same data set."""
+    flips: bool = False
+    """Also average what each says of the photo's three mirror images; takes four times as long."""
+    data: str
+    """The data set that they were trained on: thresholds are chosen on its validation photos."""
+    output: str
+    """Folder or s3:// prefix to write to; must not exist."""
+    allow_leaks: bool = False
+    """Go on although photos leak between the data set's splits; the bundle's card says so."""
+
+    @model_validator(mode="after")
+    def _something_to_average(self) -> "EnsembleSettings":
+        if len(self.bundles) == 1 and not self.flips:
+            raise ValueError("one bundle without flips is no ensemble: give several bundles, or flips")
+        return self
+
+
 class CompareSettings(VerbSettings):
     """Compares two bundles on the same photos: paired intervals, DeLong's and McNemar's tests, who is judged otherwise."""
 

@@ -62,7 +62,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     storage.claim_folder(output, "evaluation", settings.recorded())
     predictions_uri = storage.join(output, "predictions", f"model_id={bundle.model_id}")
     summary, files = write_predictions(bundle, list_shards(dataset, splits_of(settings)), settings, predictions_uri)
-    rows = _read_rows(predictions_uri, [file["path"] for file in files])
+    rows = read_rows(predictions_uri, [file["path"] for file in files])
     scored = rows[rows["status"] == "scored"]
     judged = _described(scored.reset_index(drop=True), dataset)
     labels = bundle.labels
@@ -86,7 +86,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     return metrics
 
 
-def _read_rows(uri: str, paths: list[str]) -> pd.DataFrame:
+def read_rows(uri: str, paths: list[str]) -> pd.DataFrame:
+    """The prediction rows of some files below a folder, in the order of the files."""
     filesystem = storage.arrow_filesystem(uri)
     tables = [pq.read_table(storage.path_of(storage.join(uri, path)), filesystem=filesystem, partitioning=None) for path in paths]
     rows: pd.DataFrame = pa.concat_tables(tables).to_pandas()

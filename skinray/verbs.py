@@ -14,6 +14,7 @@ from skinray.config import (
     BenchmarkSettings,
     CompareSettings,
     DemoSettings,
+    EnsembleSettings,
     EvaluateSettings,
     PrepareSettings,
     ScoreSettings,
@@ -246,6 +247,28 @@ def _evaluate(settings: EvaluateSettings) -> int:
     return LIMIT_PASSED if metrics["gate_failures"] else 0
 
 
+def _ensemble(settings: EnsembleSettings) -> int:
+    from skinray.ensembling import make_ensemble
+
+    with ray_session():
+        made = make_ensemble(settings)
+    for member, auc in made.members.items():
+        print(f"validation ROC-AUC {auc:.4f}  member {member}")
+    print(f"validation ROC-AUC {made.validation_auc:.4f}  their mean{', over flips' if settings.flips else ''}")
+    print(f"model_id           {made.model_id}")
+    print(f"bundle             {made.bundle_uri}")
+    return 0
+
+
+def _ensemble_dry(settings: EnsembleSettings) -> list[str]:
+    from skinray.bundle import load_bundle
+    from skinray.shards import open_dataset
+
+    members = ", ".join(load_bundle(uri).model_id for uri in settings.bundles)
+    photos = open_dataset(settings.data).rows("validation")
+    return [f"the mean of {members}, thresholds from {photos:,} validation photos, to {settings.output}"]
+
+
 def _compare(settings: CompareSettings) -> int:
     from skinray.comparing import compare_evaluations, comparison_in_words
 
@@ -352,6 +375,7 @@ VERBS: Mapping[str, Verb] = {
     "cross-validate": Verb(CrossValidateSettings, _cross_validate, _cross_validate_dry),
     "search": Verb(SearchSettings, _search, _search_dry),
     "evaluate": Verb(EvaluateSettings, _evaluate, _evaluate_dry),
+    "ensemble": Verb(EnsembleSettings, _ensemble, _ensemble_dry),
     "compare": Verb(CompareSettings, _compare, _compare_dry),
     "score": Verb(ScoreSettings, _score, _score_dry),
     "serve": Verb(ServeSettings, _serve, _serve_dry),

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from skinray.ensemble import averaged
+from skinray.ensemble import averaged, flipped
 from skinray.model import build_model, with_probabilities
 from skinray.training_config import ModelSettings
 
@@ -30,3 +30,23 @@ def test_a_single_member_is_itself() -> None:
     photos = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     expected = member(photos, training=False).numpy()
     np.testing.assert_allclose(averaged([member])(photos, training=False).numpy(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("clinical", [False, True])
+def test_the_mean_over_flips_does_not_change_when_the_photo_is_flipped(clinical: bool, tmp_path: Path) -> None:
+    settings = ModelSettings(name="cnn_functional", clinical_input=True) if clinical else ModelSettings(name="cnn_sequential")
+    keras.utils.set_random_seed(1)
+    model = with_probabilities(build_model(settings, 32, 3))
+    generator = np.random.default_rng(0)
+    photos = generator.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    known = [generator.random((4, CLINICAL_WIDTH), dtype=np.float32)] if clinical else []
+
+    def said(of: keras.Model, pixels: np.ndarray) -> np.ndarray:
+        return np.asarray(of([pixels, *known] if clinical else pixels, training=False))
+
+    mirrors = [photos, photos[:, ::-1], photos[:, :, ::-1], photos[:, ::-1, ::-1]]
+    flipped(model).save(tmp_path / "flipped.keras")
+    stored = keras.saving.load_model(tmp_path / "flipped.keras")
+    expected = np.mean([said(model, pixels) for pixels in mirrors], axis=0)
+    for pixels in mirrors:
+        np.testing.assert_allclose(said(stored, pixels), expected, atol=1e-6)

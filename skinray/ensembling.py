@@ -1,0 +1,126 @@
+"""The ensemble job: several bundles, or one on flipped photos, as one bundle with thresholds of its own.
+
+What a model says of a photo then depends on the bundle alone, in evaluation, screening and service alike: averaging over
+flips is no setting that one of them could forget.
+
+<output>/bundle/          the averaged model
+<output>/validation.parquet  what it says of the validation photos, from which the thresholds were chosen
+<output>/_manifest.json   written last
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from skinray import storage
+from skinray.bundle import Bundle, load_bundle, save_bundle
+from skinray.config import EnsembleSettings
+from skinray.errors import ConfigError
+from skinray.evaluation import read_rows
+from skinray.firewall import check_no_leaks
+from skinray.metrics import roc_auc
+from skinray.operating_points import choose_operating_points
+from skinray.photos import list_shards
+from skinray.reports import model_card
+from skinray.scoring import write_predictions
+from skinray.shards import PreparedDataset, open_dataset, read_photos
+from skinray.training_export import VALIDATION_NAME, lesions_or_photos
+
+
+@dataclass(frozen=True)
+class Ensembled:
+    """What was made.
+
+    Attributes:
+        bundle_uri: Where the bundle lies.
+        model_id: Its id.
+        validation_auc: Its ROC-AUC on validation.
+        members: model_id of each member -> its ROC-AUC there, as its own bundle says.
+    """
+
+    bundle_uri: str
+    model_id: str
+    validation_auc: float
+    members: dict[str, float]
+
+
+def make_ensemble(settings: EnsembleSettings) -> Ensembled:
+    """Averages models, and chooses the average's thresholds on the validation photos.
+
+    Args:
+        settings: Which bundles, flips, the data set they were trained on.
+
+    Raises:
+        ConfigError: They were not trained on the train split of this data set, or do not tell the same classes apart.
+        LeakError: The data set has leaks, and that was not allowed.
+        OutputExistsError: The output is already there.
+    """
+    from skinray.ensemble import averaged, flipped
+
+    dataset = open_dataset(settings.data)
+    check_no_leaks(dataset, settings.allow_leaks)
+    members = [load_bundle(uri) for uri in settings.bundles]
+    _check_members(members, dataset)
+    storage.claim_folder(settings.output, "ensemble", settings.recorded())
+    models = [member.load_model() for member in members]
+    model = averaged([flipped(each) for each in models] if settings.flips else models)
+    first = members[0]
+    metadata = {
+        **{name: first.metadata[name] for name in _shared_names(first)},
+        "ensemble": {"members": [member.model_id for member in members], "flips": settings.flips},
+    }
+    draft_uri = storage.join(settings.output, "draft")
+    # With a member's thresholds until it has its own: they take no part in what is scored.
+    save_bundle(draft_uri, model, first.preprocessing, first.labels, first.operating_points, metadata, "")
+    rows = _validated(load_bundle(draft_uri), dataset, settings)
+    positive = rows["label"].isin(list(first.labels.malignant)).to_numpy(bool)
+    scores = rows["malignancy_score"].to_numpy(np.float64)
+    lesions = lesions_or_photos(rows["lesion_id"].to_numpy(str), rows["image_id"].to_numpy(str))
+    points = choose_operating_points(positive, scores, lesions, "validation")
+    auc = roc_auc(positive, scores)
+    metadata["validation"] = {"photos": len(rows), "roc_auc": auc, "epoch": None}
+    bundle_uri = storage.join(settings.output, "bundle")
+    card = model_card(metadata, points)
+    model_id = save_bundle(bundle_uri, model, first.preprocessing, first.labels, points, metadata, card)
+    storage.delete_folder(draft_uri)
+    storage.write_parquet(storage.join(settings.output, VALIDATION_NAME), rows)
+    made = Ensembled(bundle_uri, model_id, auc, {each.model_id: each.metadata["validation"]["roc_auc"] for each in members})
+    manifest = {"kind": "skinray-ensemble", "schema_version": 1, "settings": settings.recorded(), **made.__dict__}
+    storage.publish_folder(storage.normalize(settings.output), manifest)
+    return made
+
+
+def _shared_names(bundle: Bundle) -> list[str]:
+    """What an ensemble takes over from a member: all that is true of each, because they come from the same data."""
+    own = {"schema_version", "validation", "gap", "calibration", "ensemble", "clinical"}
+    return [name for name in bundle.metadata if name not in own]
+
+
+def _check_members(members: list[Bundle], dataset: PreparedDataset) -> None:
+    first = members[0]
+    for member in members:
+        if member.metadata["dataset"]["sha256"] != dataset.sha256:
+            raise ConfigError(
+                f"bundle {member.uri} was not trained on {dataset.uri}: thresholds are chosen on its validation photos"
+            )
+        if member.metadata["training_settings"].get("fold") is not None or "ensemble" in member.metadata:
+            raise ConfigError(
+                f"bundle {member.uri} has learnt from validation photos; skinray cross-validate averages folds itself"
+            )
+        if (member.labels, member.preprocessing, member.takes_clinical) != (
+            first.labels,
+            first.preprocessing,
+            first.takes_clinical,
+        ):
+            raise ConfigError(f"bundles {first.uri} and {member.uri} differ in classes, size or input")
+
+
+def _validated(bundle: Bundle, dataset: PreparedDataset, settings: EnsembleSettings) -> pd.DataFrame:
+    predictions_uri = storage.join(settings.output, "draft", "predictions")
+    _, files = write_predictions(bundle, list_shards(dataset, ("validation",)), settings, predictions_uri)
+    rows = read_rows(predictions_uri, [file["path"] for file in files])
+    known = read_photos(dataset)[["image_id", "lesion_id"]]
+    columns = ["image_id", "lesion_id", "label", *(f"prob_{code}" for code in bundle.labels.codes), "malignancy_score"]
+    scored = rows[rows["status"] == "scored"].merge(known, on="image_id", how="left", validate="one_to_one")
+    return scored.assign(lesion_id=scored["lesion_id"].fillna(""))[columns]

@@ -1,0 +1,67 @@
+"""An ensemble is a bundle like any other: its own thresholds, the same answer everywhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from skinray.bundle import load_bundle, save_bundle
+from skinray.classifier import Classifier
+from skinray.config import EnsembleSettings
+from skinray.ensembling import Ensembled, make_ensemble
+from skinray.errors import ConfigError
+from skinray.metrics import roc_auc
+from skinray.shards import PreparedDataset
+from skinray.training import TrainedModel
+
+pytestmark = [pytest.mark.ray]
+
+
+@pytest.fixture(scope="module")
+def made(trained: TrainedModel, prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Ensembled:
+    output = tmp_path_factory.mktemp("ensemble") / "run"
+    return make_ensemble(EnsembleSettings(bundles=(trained.bundle_uri,), flips=True, data=prepared.uri, output=str(output)))
+
+
+def test_its_thresholds_are_those_of_its_own_scores_on_validation(made: Ensembled, prepared: PreparedDataset) -> None:
+    rows = pd.read_parquet(Path(made.bundle_uri).parent / "validation.parquet")
+    positive, scores = rows["label"].to_numpy(str) == "malignant", rows["malignancy_score"].to_numpy(np.float64)
+    assert len(rows) == prepared.rows("validation")
+    assert roc_auc(positive, scores) == pytest.approx(made.validation_auc)
+    points = load_bundle(made.bundle_uri).operating_points.points
+    assert np.mean(scores[positive] >= points["sensitivity_95"].threshold) == pytest.approx(points["sensitivity_95"].sensitivity)
+    assert points["sensitivity_95"].sensitivity >= 0.95
+
+
+def test_it_says_the_same_of_a_photo_and_its_mirror_image(made: Ensembled, trained: TrainedModel) -> None:
+    bundle = load_bundle(made.bundle_uri)
+    assert bundle.model_id == made.model_id != trained.model_id
+    assert bundle.metadata["ensemble"] == {"members": [trained.model_id], "flips": True}
+    photos = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
+    classifier = Classifier(bundle)
+    np.testing.assert_allclose(classifier.probabilities(photos), classifier.probabilities(photos[:, :, ::-1]), atol=1e-6)
+    assert not (Path(made.bundle_uri).parent / "draft").exists()
+
+
+def test_members_that_do_not_belong_together_are_refused(
+    trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    bundle = load_bundle(trained.bundle_uri)
+
+    def other(name: str, **metadata: object) -> str:
+        uri = str(tmp_path / name)
+        changed = {**bundle.metadata, **metadata}
+        save_bundle(uri, bundle.load_model(), bundle.preprocessing, bundle.labels, bundle.operating_points, changed, "")
+        return uri
+
+    for uri, words in (
+        (other("elsewhere", dataset={"sha256": "another"}), "was not trained on"),
+        (other("fold", training_settings={**bundle.metadata["training_settings"], "fold": 1}), "cross-validate"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            settings = EnsembleSettings(bundles=(trained.bundle_uri, uri), data=prepared.uri, output=str(tmp_path / "run"))
+            make_ensemble(settings)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="no ensemble"):
+        EnsembleSettings(bundles=(trained.bundle_uri,), data=prepared.uri, output=str(tmp_path / "run"))
