@@ -83,7 +83,12 @@ def headline(metrics: Mapping[str, Any]) -> str:
     point = metrics["operating_points"][metrics["default_operating_point"]]
     found, alarms = point["recall"]["value"], point["specificity"]["value"]
     auc = metrics["figures"]["roc_auc"]
-    return (
+    external = ""
+    if metrics["external"] and "roc_auc" in metrics["external"]["gaps"]:
+        gap = metrics["external"]["gaps"]["roc_auc"]
+        direction = "lower" if gap["gap"] >= 0 else "higher"
+        external = f"ROC-AUC {abs(gap['gap']):.3f} {direction} than on its own test photos ({gap['internal']:.3f}). "
+    return external + (
         f"At {metrics['default_operating_point']} this model finds {_of_hundred(found)} of 100 malignant photos and flags "
         f"{_of_hundred(1 - alarms)} of 100 benign ones (ROC-AUC {auc['value']:.3f}, {auc['low']:.3f} to {auc['high']:.3f})."
     )

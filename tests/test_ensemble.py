@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from skinray.clinical import CLINICAL_WIDTH
 from skinray.ensemble import averaged, flipped
 from skinray.model import build_model, with_probabilities
 from skinray.training_config import ModelSettings

@@ -59,8 +59,8 @@ def test_members_that_do_not_belong_together_are_refused(
         (other("elsewhere", dataset={"sha256": "another"}), "was not trained on"),
         (other("fold", training_settings={**bundle.metadata["training_settings"], "fold": 1}), "cross-validate"),
     ):
+        settings = EnsembleSettings(bundles=(trained.bundle_uri, uri), data=prepared.uri, output=str(tmp_path / "run"))
         with pytest.raises(ConfigError, match=words):
-            settings = EnsembleSettings(bundles=(trained.bundle_uri, uri), data=prepared.uri, output=str(tmp_path / "run"))
             make_ensemble(settings)
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="no ensemble"):
