@@ -13,12 +13,15 @@ import sklearn.metrics
 
 from skinray import storage
 from skinray.bundle import load_bundle
-from skinray.config import EvaluateSettings, ScoreSettings, ServeSettings
-from skinray.errors import OutputExistsError
+from skinray.cli import main
+from skinray.config import EvaluateSettings, PrepareSettings, ScoreSettings, ServeSettings
+from skinray.errors import LeakError, OutputExistsError
 from skinray.evaluation import evaluate
+from skinray.preparation import prepare_dataset
 from skinray.scoring import score_archive
 from skinray.serving import start_serving, stop_serving
 from skinray.shards import PreparedDataset
+from skinray.synthetic import draw_dataset
 from skinray.training import TrainedModel
 from tests.conftest import free_port
 
@@ -108,6 +111,55 @@ def test_an_evaluation_leaves_plots_and_says_what_it_measured(
     assert "not a medical device" in metrics["notice"]
     with pytest.raises(OutputExistsError):
         evaluate(EvaluateSettings(bundle=trained.bundle_uri, data=prepared.uri, output=str(evaluation)))
+
+
+def test_an_evaluation_leaves_a_page_a_card_and_tables_that_agree(evaluation: Path, trained: TrainedModel) -> None:
+    metrics = storage.read_json(str(evaluation / "metrics.json"))
+    auc = metrics["figures"]["roc_auc"]
+    page, card = (evaluation / "evaluation.html").read_text(), (evaluation / "model_card.md").read_text()
+    for text in (page, card):
+        assert f"{auc['low']:.3f} to {auc['high']:.3f}" in text
+        assert trained.model_id in text
+        assert "not a medical device" in text
+    # Photos of both kinds of error, each with its heat map.
+    malignant = metrics["malignant_photos"]
+    assert page.count("data:image/jpeg") == 2 * (min(12, malignant) + min(12, metrics["photos"] - malignant))
+    judged, lesions = pd.read_parquet(evaluation / "judged.parquet"), pd.read_parquet(evaluation / "lesions.parquet")
+    assert len(judged) == metrics["photos"]
+    assert lesions["photos"].sum() == metrics["photos"]
+    assert judged["ita_degrees"].notna().mean() > 0.9
+    assert metrics["figures"]["ece"]["value"] < 0.25
+    assert {group["attribute"] for group in metrics["groups"]} >= {"age", "sex", "site"}
+
+
+def test_another_hospitals_photos_are_an_external_test_and_a_gate_that_fails_is_exit_code_3(
+    evaluation: Path, trained: TrainedModel, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_dataset(tmp_path / "photos", 60, seed=77)
+    source = {"catalog": "csv", "source": str(tmp_path / "photos"), "output": str(tmp_path / "others")}
+    columns = {"image": "image_id", "label": "label", "patient_id": "patient_id", "lesion_id": "lesion_id"}
+    others = prepare_dataset(PrepareSettings(**source, csv=columns))
+    (tmp_path / "gate.yaml").write_text("minimum: {roc_auc: 1.01}\n")
+    asked = ["--bundle", trained.bundle_uri, "--data", others.uri, "--output", str(tmp_path / "out"), "--split", "all"]
+    code = main(["evaluate", *asked, "--external", str(evaluation), "--gate", str(tmp_path / "gate.yaml")])
+    told = capsys.readouterr()
+    assert code == 3
+    assert "GATE: roc_auc is" in told.err
+    metrics = storage.read_json(str(tmp_path / "out" / "metrics.json"))
+    internal = storage.read_json(str(evaluation / "metrics.json"))
+    gap = metrics["external"]["gaps"]["roc_auc"]
+    assert metrics["photos"] == 60
+    assert gap["gap"] == pytest.approx(internal["figures"]["roc_auc"]["value"] - metrics["figures"]["roc_auc"]["value"])
+    assert told.out.splitlines()[0].startswith("external gap: roc_auc")
+
+
+def test_a_bundle_is_not_measured_on_all_of_its_own_data(
+    trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    settings = EvaluateSettings(bundle=trained.bundle_uri, data=prepared.uri, output=str(tmp_path / "out"), split="all")
+    with pytest.raises(LeakError, match="photos"):
+        evaluate(settings)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
