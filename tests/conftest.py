@@ -1,5 +1,7 @@
 """What several test modules share: a bucket on this machine and the real photos."""
 
+import contextlib
+import io
 import os
 import shutil
 import socket
@@ -7,6 +9,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +176,27 @@ def trained(prepared: "PreparedDataset", tmp_path_factory: pytest.TempPathFactor
     from skinray.training import train
 
     return train(toy_settings(prepared.uri, tmp_path_factory.mktemp("trained") / "run"))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What `skinray demo` left and said."""
+
+    output: Path
+    printed: str
+    said: str
+
+
+@pytest.fixture(scope="session")
+def demo(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The demo, run once; its model is the one of all tests that has learnt something."""
+    from skinray.cli import main
+
+    output = tmp_path_factory.mktemp("demo") / "demo"
+    printed, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+        assert main(["demo", "--output", str(output), "--photos", "700"]) == 0
+    return Demo(output, printed.getvalue(), said.getvalue())
 
 
 def free_port() -> int:

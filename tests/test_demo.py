@@ -1,26 +1,22 @@
 """The tour for a newcomer, as the newcomer runs it."""
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
 
 from skinray import storage
 from skinray.bundle import load_bundle
-from skinray.cli import main
+from tests.conftest import Demo
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_demo_makes_all_that_its_table_says(ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "demo"
-    assert main(["demo", "--output", str(output), "--photos", "700"]) == 0
-    captured = capsys.readouterr()
+def test_the_demo_makes_all_that_its_table_says(demo: Demo) -> None:
+    output = demo.output
     stages = ["draw", "prepare", "train", "evaluate", "score", "serve"]
-    assert [line.split()[0] for line in captured.out.splitlines() if line.split()[:1] and line.split()[0] in stages] == stages
-    assert [line[4:] for line in captured.err.splitlines() if line.startswith("--- ")] == stages
-    assert "not a medical device" in captured.out
-    assert captured.err.count("epoch ") >= 15, "a line an epoch"
+    assert [line.split()[0] for line in demo.printed.splitlines() if line.split()[:1] and line.split()[0] in stages] == stages
+    assert [line[4:] for line in demo.said.splitlines() if line.startswith("--- ")] == stages
+    assert "not a medical device" in demo.printed
+    assert demo.said.count("epoch ") >= 15, "a line an epoch"
 
     bundle = load_bundle(str(output / "training" / "bundle"))
     metrics = storage.read_json(str(output / "evaluation" / "metrics.json"))

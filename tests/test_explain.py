@@ -8,8 +8,8 @@ from PIL import Image
 
 from skinray.bundle import load_bundle
 from skinray.drawing import draw_lesion
-from skinray.training import TrainedModel
 from skinray.training_config import ModelSettings
+from tests.conftest import Demo
 
 
 def build(name: Any, classes: int = 2, size: int = 64, **changes: Any) -> Any:
@@ -75,8 +75,8 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
     members = [build("cnn_sequential"), build("cnn_functional")]
     apart = [heat_maps(member, photos, [1]) for member in members]
     together = heat_maps(averaged(members), photos, [1])
-    mean = np.mean(apart, axis=0)
-    assert np.corrcoef(together.ravel(), mean.ravel())[0, 1] > 0.95
+    for whole, mean in zip(together, np.mean(apart, axis=0), strict=True):
+        assert np.corrcoef(whole.ravel(), mean.ravel())[0, 1] > 0.95
 
 
 def test_an_overlay_is_the_photo_where_there_is_no_heat() -> None:
@@ -94,10 +94,11 @@ def test_an_overlay_is_the_photo_where_there_is_no_heat() -> None:
 
 
 @pytest.mark.ray
-def test_a_trained_model_looks_at_the_lesion_more_than_a_random_one(trained: TrainedModel) -> None:
+@pytest.mark.slow
+def test_a_trained_model_looks_at_the_lesion_and_a_random_one_anywhere(demo: Demo) -> None:
     from skinray.explain import heat_maps
 
-    bundle = load_bundle(trained.bundle_uri)
+    bundle = load_bundle(str(demo.output / "training" / "bundle"))
     size = bundle.preprocessing.image_size_px
     drawn = [draw_lesion(1.5, patient_seed=7 * seed, lesion_seed=7 * seed + 1, photo_seed=7 * seed + 2) for seed in range(40)]
     photos = np.stack([np.asarray(Image.fromarray(photo).resize((size, size))) for photo, _ in drawn])
@@ -105,10 +106,8 @@ def test_a_trained_model_looks_at_the_lesion_more_than_a_random_one(trained: Tra
 
     def share_inside(model: Any) -> float:
         maps = heat_maps(model, photos, [bundle.labels.codes.index("malignant")])
-        warm = maps.sum(axis=(1, 2)) > 0
-        shares = (maps * inside).sum(axis=(1, 2))[warm] / maps.sum(axis=(1, 2))[warm]
-        return float(shares.mean())
+        return float((maps * inside).sum() / max(1.0, maps.sum()))
 
     learnt, random = share_inside(bundle.load_model()), share_inside(build("cnn_sequential", size=size))
-    assert learnt > inside.mean(), "more than a map of the same heat everywhere"
-    assert learnt > random + 0.05
+    assert learnt > 2 * inside.mean(), "twice the share of a map that is as warm everywhere"
+    assert learnt > random + 0.15
