@@ -11,7 +11,7 @@ import pandas as pd
 from skinray.clinical import site_group
 from skinray.counts import Measure, ScoreCounts, ThresholdCounts
 from skinray.intervals import Clusters, Estimate, resample
-from skinray.skin_tone import tones
+from skinray.skin_tone import TONES, tones
 
 # Fewer photos of a kind than this give no figure that says anything about a group.
 LEAST_PHOTOS = 10
@@ -20,7 +20,10 @@ LARGE_GAP = 0.05
 # Scores are told apart less finely within groups, of which there are many: the ROC-AUC moves by less than 1e-5.
 _BINS = 1 << 12
 _AGES_YEARS = (30.0, 45.0, 60.0, 75.0)
+_AGE_NAMES = ("under 30", "30 to 44", "45 to 59", "60 to 74", "75 and over")
 UNKNOWN = "unknown"
+# Groups stand in this order, others by their name before them.
+_ORDER = (*_AGE_NAMES, *(name for _, name in TONES), UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,7 @@ def age_bands(age_years: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.str_]:
     Args:
         age_years: float [N], NaN where unknown.
     """
-    names = ["under 30", "30 to 44", "45 to 59", "60 to 74", "75 and over"]
-    bands = np.array(names)[np.digitize(age_years, _AGES_YEARS)]
+    bands = np.array(_AGE_NAMES)[np.digitize(age_years, _AGES_YEARS)]
     return np.where(np.isnan(age_years), UNKNOWN, bands)
 
 
@@ -90,6 +92,10 @@ def attributes_of(photos: pd.DataFrame) -> dict[str, npt.NDArray[np.str_]]:
         "skin tone, estimated from the photo,": tones(photos["ita_degrees"].to_numpy(np.float64, na_value=np.nan)),
     }
     return {name: groups for name, groups in known.items() if len(set(groups) - {UNKNOWN}) > 1}
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (_ORDER.index(name) if name in _ORDER else -1, name)
 
 
 def _texts(column: "pd.Series[Any]") -> npt.NDArray[np.str_]:
@@ -117,7 +123,7 @@ def measure_groups(
     """
     found = []
     for attribute, groups in attributes.items():
-        members = {name: np.flatnonzero(groups == name) for name in np.unique(groups)}
+        members = {name: np.flatnonzero(groups == name) for name in sorted(set(groups.tolist()), key=_place)}
         measures = [
             measure
             for name, rows in {"": np.arange(len(groups)), **members}.items()

@@ -58,11 +58,11 @@ def choose_operating_points(
     np.minimum.at(lowest, lesion, scores[positive])
     guaranteed = threshold_for_miss_rate(lowest, MISS_RATE, CONFIDENCE)
     rules = {
-        "sensitivity_95": "at least 95 % sensitivity on these photos",
-        "specificity_90": "at least 90 % specificity on these photos",
-        "youden": "the largest sensitivity + specificity on these photos",
+        "sensitivity_95": f"at least 95 % sensitivity on {measured_on}",
+        "specificity_90": f"at least 90 % specificity on {measured_on}",
+        "youden": f"the largest sensitivity + specificity on {measured_on}",
         "miss_rate_10": f"at most {MISS_RATE:.0%} of malignant lesions missed, with {CONFIDENCE:.0%} confidence, where lesions "
-        f"are like these {len(lowest)}",
+        f"are like the {len(lowest)} of {measured_on}",
     }
     thresholds = {
         "sensitivity_95": max(0.0, threshold_for_sensitivity(positive, scores, 0.95) - _MARGIN),
