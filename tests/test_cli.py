@@ -15,6 +15,7 @@ from skinray.cli import main
 from skinray.shards import PreparedDataset
 from skinray.training import TrainedModel
 from skinray.verbs import VERBS
+from tests.test_comparing import evaluation
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -88,9 +89,16 @@ def test_what_cannot_be_done_is_one_line_exit_code_1_and_leaves_nothing(
 
 @pytest.mark.ray
 def test_a_dry_run_counts_and_writes_nothing(
-    prepared: PreparedDataset, trained: TrainedModel, drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prepared: PreparedDataset,
+    trained: TrainedModel,
+    drawn_photos: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = str(tmp_path / "out")
+    folder = tmp_path_factory.mktemp("evaluations")
+    first, second = evaluation(folder / "first", "aaa", 1), evaluation(folder / "second", "bbb", 2)
     expected = {
         ("prepare", "--catalog", "synthetic", "--source", str(drawn_photos), "--output", out): "shards",
         ("train", "--data", prepared.uri, "--output", out): f"{prepared.rows('train'):,} training",
@@ -111,6 +119,8 @@ def test_a_dry_run_counts_and_writes_nothing(
         ("cross-validate", "--data", prepared.uri, "--output", out): "5 folds",
         ("search", "--data", prepared.uri, "--output", out, "--space", "seed", "int 0 9"): "10 trials over seed: int 0 9",
         ("verify", "distributed"): "50 SGD steps",
+        ("compare", "--first", first, "--second", second, "--output", out): "aaa against bbb on 300 photos",
+        ("ensemble", "--bundles", trained.bundle_uri, "--flips", "--data", prepared.uri, "--output", out): trained.model_id,
     }
     assert {arguments[0] for arguments in expected} == set(VERBS)
     for arguments, words in expected.items():
