@@ -101,8 +101,10 @@ def _figures(rows: pd.DataFrame, malignant: list[str]) -> dict[str, Any]:
     probabilities = [str(name) for name in rows if str(name).startswith("prob_")]
     codes = [name.removeprefix("prob_") for name in probabilities]
     labels = rows["label"].map(codes.index).to_numpy(np.int64)
-    predicted = rows[probabilities].to_numpy().argmax(axis=1)
-    # Probabilities are calibrated: this threshold weighs a missed malignant photo and a false alarm by how rare each kind is.
+    # Probabilities are calibrated. Divided by how frequent each class is, they say which class a photo resembles most, and a
+    # missed malignant photo weighs as much more than a false alarm as it is rarer.
+    shares = np.bincount(labels, minlength=len(codes)) / len(labels)
+    predicted = (rows[probabilities].to_numpy() / np.maximum(shares, 1e-9)).argmax(axis=1)
     at_prior = binary_figures(positive, scores, float(positive.mean()))
     return {
         "photos": len(rows),

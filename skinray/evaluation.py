@@ -70,8 +70,14 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         judged, labels = _malignant_or_benign(judged)
     lesions = lesion_table(judged, labels.malignant)
     metrics = _provenance(bundle, dataset, settings, summary) | {"overlap_with_training": overlap}
+    own_classes = labels == bundle.labels
     metrics |= measure_predictions(
-        judged, labels, bundle.operating_points, calibration_of(bundle) if labels == bundle.labels else None, settings.prevalence
+        judged,
+        labels,
+        bundle.operating_points,
+        calibration_of(bundle) if own_classes else None,
+        bundle.metadata["dataset"]["split_classes"]["train"] if own_classes else None,
+        settings.prevalence,
     )
     metrics["lesions"] = measure_lesions(lesions)
     metrics["external"] = _external_gap(metrics, internal) if internal else None

@@ -116,7 +116,8 @@ def _keys(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
         "roc_auc": "ROC-AUC, malignant against benign",
         "partial_auc": "of it above 80 % sensitivity (at most 0.2)",
         "pr_auc": "average precision",
-        "class_balanced_accuracy": "balanced accuracy over classes",
+        "class_balanced_accuracy": "balanced accuracy over classes, the most probable one taken",
+        "by rarity.class_balanced_accuracy": "balanced accuracy over classes, the most probable one for its frequency taken",
         "ece": "expected calibration error",
         "brier": "Brier score",
     }

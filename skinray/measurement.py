@@ -23,6 +23,7 @@ def measure_predictions(
     labels: Labels,
     points: OperatingPoints,
     calibration: Calibration | None = None,
+    frequencies: Mapping[str, float] | None = None,
     prevalences: tuple[float, ...] = (),
     rounds: int = 1000,
 ) -> dict[str, Any]:
@@ -34,6 +35,8 @@ def measure_predictions(
         labels: What the probabilities are of.
         points: Thresholds on the malignancy score.
         calibration: What is part of the model, so that the figures without it can be told too.
+        frequencies: How often each class occurred in training; with them, figures of more than two classes are also told for
+            the class that is most probable for its frequency ("by rarity."), which balanced accuracy asks for.
         prevalences: Shares of malignant lesions for which to say what a flag means, beside the share among the photos.
         rounds: Draws for the intervals.
 
@@ -50,7 +53,7 @@ def measure_predictions(
         Measure("", ScoreCounts(positive, scores)),
         Measure("", CalibrationCounts(positive, scores)),
         *(Measure(f"at {name}", ThresholdCounts(positive, each)) for name, each in flagged.items()),
-        *_class_measures(rows, labels, predicted),
+        *_class_measures(rows, labels, predicted, frequencies),
     ]
     if calibration is not None:
         measures.append(Measure("uncalibrated", CalibrationCounts(positive, uncalibrated_scores(rows, labels, calibration))))
@@ -135,12 +138,18 @@ def _predicted(rows: pd.DataFrame, labels: Labels, threshold: float) -> npt.NDAr
     return np.asarray(rows[[f"prob_{code}" for code in labels.codes]].to_numpy().argmax(axis=1), np.int64)
 
 
-def _class_measures(rows: pd.DataFrame, labels: Labels, predicted: npt.NDArray[np.int64]) -> list[Measure]:
+def _class_measures(
+    rows: pd.DataFrame, labels: Labels, predicted: npt.NDArray[np.int64], frequencies: Mapping[str, float] | None
+) -> list[Measure]:
     """Of more than two classes: with two, everything stands at the operating points."""
     if len(labels.codes) == 2:
         return []
     position = {code: number for number, code in enumerate(labels.codes)}
-    measures = [Measure("", ClassCounts(rows["label"].map(position).to_numpy(np.int64), predicted, labels.codes))]
+    truth = rows["label"].map(position).to_numpy(np.int64)
+    measures = [Measure("", ClassCounts(truth, predicted, labels.codes))]
+    if frequencies:
+        weighed = rows[[f"prob_{code}" for code in labels.codes]].to_numpy() / [frequencies[code] for code in labels.codes]
+        measures.append(Measure("by rarity", ClassCounts(truth, weighed.argmax(axis=1), labels.codes)))
     for code in labels.codes:
         probabilities = rows[f"prob_{code}"].to_numpy(np.float64)
         measures.append(Measure(f"one against rest {code}", ScoreCounts((rows["label"] == code).to_numpy(bool), probabilities)))

@@ -1,6 +1,6 @@
 """Figures of a classifier's quality from labels and scores: numpy and scikit-learn, neither Ray nor TensorFlow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -113,39 +113,3 @@ def threshold_youden(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.flo
     """The threshold with the largest sensitivity + specificity - 1 (Youden 1950, doi:10.1002/1097-0142(1950)3:1)."""
     false_positive_rate, true_positive_rate, thresholds = sklearn.metrics.roc_curve(positive, scores)
     return float(thresholds[1:][np.argmax((true_positive_rate - false_positive_rate)[1:])])
-
-
-def clustered_bootstrap(
-    clusters: npt.NDArray[Any],
-    figure: Callable[[npt.NDArray[np.int64]], float],
-    samples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """A percentile interval for a figure whose photos are not independent: whole clusters are drawn, not photos.
-
-    Args:
-        clusters: [N], the lesion or patient of each photo.
-        figure: Row numbers int64 [M] -> the figure on these photos; NaN where it has none (left out).
-        samples: How often to draw.
-        confidence: Of the interval.
-        seed: Of the draws.
-
-    Returns:
-        low and high; NaN when no sample had a figure.
-
-    Source: Field and Welsh 2007, "Bootstrapping clustered data"; percentile interval, Efron 1979.
-    """
-    _, member_of = np.unique(clusters, return_inverse=True)
-    order = np.argsort(member_of, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(member_of))[:-1])
-    generator = np.random.default_rng(seed)
-    drawn = [
-        figure(np.concatenate([members[cluster] for cluster in generator.integers(len(members), size=len(members))]))
-        for _ in range(samples)
-    ]
-    known = np.array([value for value in drawn if not np.isnan(value)])
-    if not len(known):
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

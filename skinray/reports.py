@@ -94,7 +94,8 @@ def _evaluation_in_card(metrics: Mapping[str, Any]) -> list[str]:
         "roc_auc": "ROC-AUC, malignant against benign",
         "partial_auc": "ROC-AUC above 80 % sensitivity (at most 0.2)",
         "pr_auc": "average precision",
-        "class_balanced_accuracy": "balanced accuracy over classes",
+        "class_balanced_accuracy": "balanced accuracy over classes, the most probable one taken",
+        "by rarity.class_balanced_accuracy": "balanced accuracy over classes, the most probable one for its frequency taken",
         "ece": "expected calibration error",
         "brier": "Brier score",
     }

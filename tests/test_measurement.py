@@ -83,6 +83,17 @@ def test_the_figures_are_scikit_learns(labels: Labels) -> None:
     json.dumps(metrics, allow_nan=False)
 
 
+def test_what_is_probable_for_its_frequency_is_taken_where_rarity_counts() -> None:
+    rows = predictions(MANY)
+    frequencies = dict(zip(MANY.codes, (0.1, 0.2, 0.6, 0.1), strict=True))
+    figures = measure_predictions(rows, MANY, POINTS, frequencies=frequencies, rounds=10)["figures"]
+    weighed = rows[[f"prob_{code}" for code in MANY.codes]].to_numpy() / list(frequencies.values())
+    said = np.array(MANY.codes)[weighed.argmax(axis=1)]
+    balanced = sklearn.metrics.balanced_accuracy_score(rows["label"], said)
+    assert figures["by rarity.class_balanced_accuracy"]["value"] == pytest.approx(balanced)
+    assert figures["by rarity.class_balanced_accuracy"]["value"] != figures["class_balanced_accuracy"]["value"]
+
+
 def test_patients_are_drawn_where_all_are_known_else_what_was_kept_together() -> None:
     rows = predictions(BINARY, 8)
     assert clusters_of(rows)[0] == "patient, lesion or picture"

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from skinray.metrics import (
     balanced_accuracy,
     binary_figures,
-    clustered_bootstrap,
     confusion_matrix,
     roc_auc,
     threshold_for_sensitivity,
@@ -179,25 +178,3 @@ def test_balanced_accuracy_weighs_every_class_that_occurs_alike() -> None:
     labels, predicted = generator.integers(0, 4, 200), generator.integers(0, 4, 200)
     assert balanced_accuracy(labels, predicted) == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
     assert balanced_accuracy(np.array([0, 0, 0, 1]), np.array([0, 0, 2, 1])) == pytest.approx((2 / 3 + 1) / 2)
-
-
-def test_the_clustered_bootstrap_covers_the_truth_where_the_plain_one_does_not() -> None:
-    # Lesions of one to nine photos that all say the same: what counts is the number of lesions.
-    generator = np.random.default_rng(0)
-    covered = {"clustered": 0, "plain": 0}
-    for _ in range(100):
-        sizes = generator.integers(1, 10, 40)
-        values = np.repeat(generator.random(40) < 0.7, sizes).astype(float)
-        clusters = np.repeat(np.arange(40), sizes)
-        for name, groups in (("clustered", clusters), ("plain", np.arange(len(values)))):
-            low, high = clustered_bootstrap(groups, lambda rows, v=values: float(v[rows].mean()), samples=200)
-            covered[name] += low <= 0.7 <= high
-    assert covered["clustered"] >= 85
-    assert covered["plain"] <= 75
-
-
-def test_the_clustered_bootstrap_leaves_out_what_has_no_figure() -> None:
-    positive = np.array([True, False])
-    low, high = clustered_bootstrap(np.arange(2), lambda rows: roc_auc(positive[rows], np.array([0.9, 0.1])[rows]), samples=50)
-    assert (low, high) == (1, 1)
-    assert np.isnan(clustered_bootstrap(np.arange(1), lambda rows: float("nan"), samples=5)).all()
