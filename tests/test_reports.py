@@ -16,7 +16,15 @@ SCORES = np.array([0.9, 0.8, 0.7, 0.4, 0.3, 0.1])
 POINTS = OperatingPoints(
     default="balanced",
     points={
-        "balanced": OperatingPoint(threshold=0.4321, sensitivity=0.812, specificity=0.834, measured_on="validation"),
+        "balanced": OperatingPoint(
+            threshold=0.4321,
+            rule="the best of both",
+            sensitivity=0.812,
+            sensitivity_interval=(0.7, 0.9),
+            specificity=0.834,
+            specificity_interval=(0.8, 0.86),
+            measured_on="validation",
+        ),
         "sensitive": OperatingPoint(threshold=0.0567, sensitivity=0.951, specificity=0.523, measured_on="validation"),
     },
 )
@@ -155,8 +163,8 @@ def test_the_card_says_that_it_is_no_medical_device() -> None:
 
 def test_the_card_has_every_operating_point_and_marks_the_default() -> None:
     lines = model_card(metadata(("benign", "malignant")), POINTS).splitlines()
-    assert "| balanced (default) | 0.4321 | 0.812 | 0.834 |" in lines
-    assert "| sensitive | 0.0567 | 0.951 | 0.523 |" in lines
+    assert "| balanced (default) | 0.4321 | 0.812 (0.700 to 0.900) | 0.834 (0.800 to 0.860) | the best of both |" in lines
+    assert "| sensitive | 0.0567 | 0.951 | 0.523 |  |" in lines, "a bundle from before there were intervals"
 
 
 def test_the_card_says_on_what_the_figure_was_measured() -> None:
@@ -173,7 +181,20 @@ def test_the_tables_of_the_card_have_as_many_cells_in_every_row() -> None:
             tables[-1].append(line.count("|"))
         elif tables[-1]:
             tables.append([])
-    assert [set(table) for table in tables if table] == [{9}, {5}]
+    assert [set(table) for table in tables if table] == [{9}, {6}]
+
+
+def test_the_card_of_an_evaluated_bundle_says_what_was_measured() -> None:
+    from tests.test_evaluation_page import metrics_of
+    from tests.test_measurement import BINARY
+
+    metrics = metrics_of(BINARY, warnings=["sex female: ROC-AUC 0.500"])
+    card = model_card(metadata(("benign", "malignant")), POINTS, metrics)
+    auc = metrics["figures"]["roc_auc"]
+    row = f"| ROC-AUC, malignant against benign | {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}) |"
+    assert row in card.splitlines()
+    assert "- sex female: ROC-AUC 0.500" in card
+    assert "## Evaluation" not in model_card(metadata(("benign", "malignant")), POINTS)
 
 
 def test_the_card_begins_with_the_hubs_front_matter() -> None:
