@@ -23,6 +23,7 @@ from skinray.serving import start_serving, stop_serving
 from skinray.shards import PreparedDataset
 from skinray.training_config import ModelSettings
 from tests.conftest import free_port
+from tests.test_reports import metadata
 
 pytestmark = pytest.mark.ray
 
@@ -52,7 +53,7 @@ def bundle_uri(drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         preprocessing,
         Labels(codes=("benign", "malignant"), malignant=("malignant",)),
         OperatingPoints(default="youden", points={"youden": point}),
-        {},
+        metadata(("benign", "malignant"), clinical_input=True),
         "# card",
     )
     return uri
