@@ -13,6 +13,7 @@ not noted before a kill is not removed by Ray Train later: one folder a kill sta
 
 import json
 import logging
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,8 @@ from skinray import storage
 from skinray.errors import StorageError
 
 ARRAYS, STATE = "arrays.npz", "state.json"
+# What `checkpoint_name` makes; a folder of another name has no place in their order.
+_NAME = re.compile(r"checkpoint_\d{6}_\d{9}")
 
 Arrays = Mapping[str, Sequence[npt.NDArray[Any]]]
 
@@ -117,8 +120,8 @@ def newest_checkpoint(folder_uri: str) -> str | None:
     """
     if not storage.exists(folder_uri):
         return None
-    written = {path.rpartition("/")[0] for path in storage.list_files(folder_uri) if path.endswith(f"/{ARRAYS}")}
-    for name in sorted(written, reverse=True):
+    folders = {path.rpartition("/")[0] for path in storage.list_files(folder_uri) if path.endswith(f"/{ARRAYS}")}
+    for name in sorted(filter(_NAME.fullmatch, folders), reverse=True):
         try:
             load_checkpoint(storage.join(folder_uri, name))
         except (ValueError, StorageError) as error:  # cut off while it was uploaded, or just removed as too old

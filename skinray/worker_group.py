@@ -1,7 +1,7 @@
 """Starts training workers that know of each other, through Ray Train.
 
 Ray's own TensorflowTrainer does this too. But whoever touches it imports TensorFlow, and one that does is Ray Train's
-controller, which computes nothing: 6 of the 25 seconds in which a run of toy size started here. So the backend stands here,
+controller, which computes nothing: 6 seconds of every start here (one reading). So the backend stands here,
 without TensorFlow.
 """
 

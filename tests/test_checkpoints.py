@@ -73,6 +73,7 @@ def test_a_checkpoint_cut_off_in_its_upload_is_passed_over(damage: Callable[[Pat
     whole = stored(tmp_path, Progress(2, 10))
     damage(stored(tmp_path, Progress(3, 0)))
     (tmp_path / "checkpoint_manager_snapshot.json").write_text("{}")  # Ray Train's own, beside them
+    stored(tmp_path, Progress(1, 0)).rename(tmp_path / "checkpoint_2026-11-21_21-27-38.247944")  # Ray Train's way to name them
     assert newest_checkpoint(str(tmp_path)) == whole.name
 
 
