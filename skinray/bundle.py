@@ -57,6 +57,7 @@ class OperatingPoint(BaseModel):
         specificity: Share of benign photos not flagged where it was chosen.
         specificity_interval: Its 95 % interval.
         measured_on: The split it was chosen on.
+        miss_rate_bound: The largest share of further malignant lesions below it that the rule promises; None without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +69,7 @@ class OperatingPoint(BaseModel):
     specificity: float
     specificity_interval: tuple[float, float] | None = None
     measured_on: str
+    miss_rate_bound: float | None = None
 
 
 class OperatingPoints(BaseModel):

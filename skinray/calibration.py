@@ -112,6 +112,25 @@ def predictive_values(sensitivity: float, specificity: float, prevalence: float)
     return {"ppv": ppv, "npv": npv, "number_needed_to_refer": 1 / ppv if ppv > 0 else float("nan")}
 
 
+def expected_calibration_error_by_chance(probabilities: npt.NDArray[np.floating[Any]]) -> float:
+    """The expected calibration error that probabilities show on so many photos although they are right.
+
+    Args:
+        probabilities: float [N], 0 to 1.
+
+    Returns:
+        Its expectation when the photos are independent (in each bin the gap is close to normal); photos of one lesion are not,
+        and show more.
+    """
+    bins = _bins(probabilities)
+    variance = np.bincount(bins, probabilities.astype(np.float64) * (1 - probabilities.astype(np.float64)), CALIBRATION_BINS)
+    return float(np.sqrt(2 / np.pi * variance).sum() / len(probabilities))
+
+
+def _bins(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
+    return np.minimum((probabilities.astype(np.float64) * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+
+
 @dataclass(frozen=True)
 class Reliability:
     """What probabilities promised and what came, in bins of equal width; bins without photos are left out.
@@ -134,7 +153,7 @@ def reliability(positive: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.f
         positive: bool [N].
         probabilities: float [N], 0 to 1.
     """
-    bins = np.minimum((probabilities.astype(np.float64) * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    bins = _bins(probabilities)
     photos = np.bincount(bins, minlength=CALIBRATION_BINS)
     filled = photos > 0
     promised = np.bincount(bins, probabilities, CALIBRATION_BINS)[filled] / photos[filled]

@@ -18,10 +18,25 @@ from skinray.layouts import LAYOUTS, NOT_STATED, Files
 from skinray.taxonomy import DIAGNOSES, diagnosis_of, label_key
 
 CATALOG_COLUMNS = (
-    "image_id", "image_uri", "image_bytes", "diagnosis", "lesion_id", "patient_id", "age", "sex", "site", "split", "source",
+    "image_id", "image_uri", "image_bytes", "diagnosis", "lesion_id", "patient_id", "age", "sex", "site", "skin_type", "split",
+    "source",
 )  # fmt: skip
 
 _SEXES: Mapping[str, str] = {"male": "male", "m": "male", "female": "female", "f": "female"}
+# Fitzpatrick's six skin types (1988, doi:10.1001/archderm.1988.01670060015008) as numbers or numerals; and in pairs, as the DDI
+# data set has them (Daneshjou et al. 2022, doi:10.1126/sciadv.abq6147).
+_NUMERALS = ("I", "II", "III", "IV", "V", "VI")
+_SKIN_TYPES: Mapping[str, str] = {
+    **{
+        written: numeral
+        for number, numeral in enumerate(_NUMERALS, 1)
+        for written in (str(number), f"{number}.0", numeral.lower())
+    },
+    "12": "I-II",
+    "34": "III-IV",
+    "56": "V-VI",
+    **{pair.lower(): pair for pair in ("I-II", "III-IV", "V-VI")},
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,8 @@ class Catalog:
     Attributes:
         photos: One row a photo, sorted by image_id, with `CATALOG_COLUMNS`. image_uri is absolute; image_bytes the file's
             size in bytes; diagnosis a code, or the label as written where no code is known, never empty; age in years
-            (float, NaN when unknown); sex "male", "female" or None; split "train", "validation" or "test" where the data
+            (float, NaN when unknown); sex "male", "female" or None; skin_type Fitzpatrick's, "I" to "VI", or "I-II", "III-IV",
+            "V-VI" where the data set tells no more; split "train", "validation" or "test" where the data
             set came divided, else None; source the layout's name. Text columns hold str or None.
         listed_duplicates: Pairs of image_ids that the data set itself lists as the same photo.
     """
@@ -100,6 +116,7 @@ def read_catalog(source: CatalogSource) -> Catalog:
             **{column: _text(_stated(rows, column)) for column in ("lesion_id", "patient_id", "site", "split")},
             "age": _ages(rows),
             "sex": _text(None if sex is None else _SEXES.get(sex.lower()) for sex in _stated(rows, "sex")),
+            "skin_type": _text(_skin_types(rows, uri)),
             "source": _text([source.name] * len(rows)),
         }
     )
@@ -136,6 +153,17 @@ def _stated(rows: pd.DataFrame, column: str) -> list[str | None]:
         return [None] * len(rows)
     known = {value: None if value.lower() in NOT_STATED else value for value in set(rows[column])}
     return [known[value] for value in rows[column]]
+
+
+def _skin_types(rows: pd.DataFrame, uri: str) -> list[str | None]:
+    # -1 is how Fitzpatrick17k says that it does not know.
+    stated = [None if value in (None, "-1", "-1.0") else value for value in _stated(rows, "skin_type")]
+    strange = sorted({value for value in stated if value is not None and value.lower() not in _SKIN_TYPES})
+    if strange:
+        raise CatalogError(
+            f"{uri}: {', '.join(map(repr, strange[:5]))} is no skin type of Fitzpatrick's: 1 to 6, I to VI, or I-II, III-IV, V-VI"
+        )
+    return [None if value is None else _SKIN_TYPES[value.lower()] for value in stated]
 
 
 def _ages(rows: pd.DataFrame) -> "pd.Series[float]":

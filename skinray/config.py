@@ -54,6 +54,8 @@ class CsvSettings(Settings):
     """Column of the sex."""
     site: str | None = None
     """Column of the site on the body."""
+    skin_type: str | None = None
+    """Column of Fitzpatrick's skin type: 1 to 6, I to VI, or pairs as I-II."""
     split: str | None = None
     """Column of the split: train, validation (or val) and test, in any case."""
 
@@ -171,7 +173,7 @@ class EvaluateSettings(ClassifySettings):
     """YAML file of limits that the figures must keep, see jobs/gates/; exit code 3 when they do not."""
     prevalence: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.01,)
     """Shares of malignant lesions for which to say what a flag means (PPV, NPV, number needed to refer), beside the share among
-    the photos."""
+    the photos; judged.parquet has the scores corrected to each."""
 
 
 class EnsembleSettings(ClassifySettings):

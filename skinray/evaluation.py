@@ -1,7 +1,8 @@
 """The evaluation job: a bundle on a split -> predictions, metrics.json and plots, through the scoring pipeline itself.
 
 <output>/predictions/part-...parquet   one row a photo, with its true label
-<output>/judged.parquet                the scored ones, with what the data set knows of patient and lesion
+<output>/judged.parquet                the scored ones, with what the data set knows of patient and lesion, and the score
+                                       corrected to every stated --prevalence
 <output>/lesions.parquet               one row a lesion: its score, and how far it is from the same patient's others
 <output>/metrics.json                  the figures, and what they were measured on
 <output>/evaluation.html               the report, one page; its plots lie beside it
@@ -18,17 +19,19 @@ import pyarrow.parquet as pq
 
 from skinray import storage
 from skinray.bundle import Bundle, Labels, calibration_of, load_bundle
+from skinray.calibration import at_prevalence
 from skinray.config import SPLITS, EvaluateSettings, SplitName
 from skinray.errors import ConfigError, DatasetError
 from skinray.evaluation_report import write_report
 from skinray.firewall import check_no_leaks, check_no_overlap
 from skinray.gate import failures, read_gate
 from skinray.measurement import measure_predictions
-from skinray.patients import lesion_table, measure_lesions
+from skinray.patients import broken_promises, lesion_table, measure_lesions
 from skinray.photos import list_shards
 from skinray.reports import NOT_A_DEVICE
 from skinray.scoring import RunSummary, write_predictions
 from skinray.shards import PreparedDataset, open_dataset, read_photos
+from skinray.training_export import code_commit
 
 METRICS_NAME = "metrics.json"
 JUDGED_NAME = "judged.parquet"
@@ -68,6 +71,11 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     labels = bundle.labels
     if settings.external:
         judged, labels = _malignant_or_benign(judged)
+    calibrated_at = _malignant_share(bundle)
+    for prevalence in settings.prevalence:
+        judged[f"malignancy_score_at_{prevalence:g}"] = at_prevalence(
+            judged["malignancy_score"].to_numpy(np.float64), calibrated_at, prevalence
+        )
     lesions = lesion_table(judged, labels.malignant)
     metrics = _provenance(bundle, dataset, settings, summary) | {"overlap_with_training": overlap}
     own_classes = labels == bundle.labels
@@ -78,8 +86,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         calibration_of(bundle) if own_classes else None,
         bundle.metadata["dataset"]["split_classes"]["train"] if own_classes else None,
         settings.prevalence,
+        calibrated_at,
     )
-    metrics["lesions"] = measure_lesions(lesions)
+    metrics["lesions"] = measure_lesions(lesions, bundle.operating_points)
+    metrics["warnings"] += broken_promises(metrics["lesions"])
     metrics["external"] = _external_gap(metrics, internal) if internal else None
     metrics["gate_failures"] = failures(gate, metrics) if gate else []
     for name, table in ((JUDGED_NAME, judged), (LESIONS_NAME, lesions)):
@@ -158,9 +168,16 @@ def _external_gap(metrics: dict[str, Any], internal: dict[str, Any]) -> dict[str
     return {"evaluation_of": internal["dataset"], "gaps": gaps}
 
 
+def _malignant_share(bundle: Bundle) -> float:
+    """Of the photos on which the bundle was calibrated."""
+    counts = bundle.metadata["dataset"]["split_classes"]["validation"]
+    return float(sum(counts[code] for code in bundle.labels.malignant) / sum(counts.values()))
+
+
 def _described(rows: pd.DataFrame, dataset: PreparedDataset) -> pd.DataFrame:
     """Prediction rows with what the data set knows of their patients and lesions."""
-    known = read_photos(dataset)[["image_id", "patient_id", "lesion_id", "group", "age", "sex", "site", "source"]]
+    columns = ["image_id", "patient_id", "lesion_id", "group", "age", "sex", "site", "skin_type", "source"]
+    known = read_photos(dataset).reindex(columns=columns)  # a data set prepared before knows no skin types
     return rows.merge(known, on="image_id", how="left", validate="one_to_one").assign(
         malignant=rows["label"].isin(list(dataset.manifest.malignant))
     )
@@ -171,6 +188,12 @@ def _provenance(bundle: Bundle, dataset: PreparedDataset, settings: EvaluateSett
         "notice": NOT_A_DEVICE,
         "model_id": bundle.model_id,
         "bundle": bundle.uri,
+        "operating_points_sha256": storage.sha256_of((bundle.folder / "operating_points.json").read_bytes()),
+        "trained": {
+            name: bundle.metadata.get(name) for name in ("network", "training_settings", "dataset", "code_commit", "versions")
+        },
+        "settings": settings.recorded(),
+        "code_commit": code_commit(),
         "dataset": dataset.uri,
         "dataset_sha256": dataset.sha256,
         "leaks": dataset.manifest.leaks,

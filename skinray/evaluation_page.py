@@ -4,6 +4,7 @@ The page needs no network and runs no script. Labels and names come from the dat
 """
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -61,6 +62,7 @@ def evaluation_page(
     page = _template().render(
         version=skinray.__version__,
         metrics=metrics,
+        lesions=metrics["lesions"],
         headline=headline(metrics),
         remarks=remarks,
         tone="leak" if leaky or metrics["gate_failures"] else "doubt" if remarks else "",
@@ -74,6 +76,7 @@ def evaluation_page(
         missed_in_words=f"{below:,} of {malignant:,} malignant photos lie below {default}.",
         heat_in_words="Beside each photo: where the score comes from (Grad-CAM), not whether that is sound.",
         provenance=_provenance(metrics),
+        settings=_settings(metrics),
     )
     return page.encode("utf-8", "replace").decode()
 
@@ -122,6 +125,7 @@ def _keys(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
         "brier": "Brier score",
     }
     figures = metrics["figures"]
+    names["ece"] += f" ({metrics['ece_by_chance']:.3f} by chance alone)"
     keys = [
         {"value": f"{figures[name]['value']:.3f}", "name": f"{words}: {figures[name]['low']:.3f} to {figures[name]['high']:.3f}"}
         for name, words in names.items()
@@ -157,13 +161,24 @@ def _classes(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _provenance(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    trained = metrics["trained"]
     return [
         ("model_id", metrics["model_id"]),
         ("bundle", metrics["bundle"]),
+        ("network", trained["network"] or "unknown"),
+        ("its thresholds' SHA-256", metrics["operating_points_sha256"]),
+        ("its training data's SHA-256", (trained["dataset"] or {}).get("sha256", "unknown")),
+        ("code it was trained with", trained["code_commit"] or "unknown"),
         ("data set", f"{metrics['dataset']}, {metrics['split']} split"),
         ("its SHA-256", metrics["dataset_sha256"]),
         ("photos by status", ", ".join(f"{count:,} {status}" for status, count in metrics["statuses"].items())),
+        ("code that measured", metrics["code_commit"] or "unknown"),
     ]
+
+
+def _settings(metrics: Mapping[str, Any]) -> dict[str, str]:
+    both = {"training": metrics["trained"]["training_settings"], "evaluation": metrics["settings"]}
+    return {name: json.dumps(settings, indent=1, ensure_ascii=False) for name, settings in both.items() if settings}
 
 
 @cache

@@ -10,7 +10,7 @@ import pandas as pd
 
 from skinray.clinical import site_group
 from skinray.counts import Measure, ScoreCounts, ThresholdCounts
-from skinray.intervals import Clusters, Estimate, resample
+from skinray.intervals import Estimate, Resampled
 from skinray.skin_tone import TONES, tones
 
 # Fewer photos of a kind than this give no figure that says anything about a group.
@@ -22,6 +22,8 @@ _BINS = 1 << 12
 _AGES_YEARS = (30.0, 45.0, 60.0, 75.0)
 _AGE_NAMES = ("under 30", "30 to 44", "45 to 59", "60 to 74", "75 and over")
 UNKNOWN = "unknown"
+# Names of measures of groups start so.
+GROUPS = "group "
 # Groups stand in this order, others by their name before them.
 _ORDER = (*_AGE_NAMES, *(name for _, name in TONES), UNKNOWN)
 
@@ -78,18 +80,20 @@ def attributes_of(photos: pd.DataFrame) -> dict[str, npt.NDArray[np.str_]]:
     """What photos are grouped by.
 
     Args:
-        photos: One row a photo with age (years), sex, site, source and ita_degrees; what is missing may be anything that pandas
-            takes for it.
+        photos: One row a photo with age (years), sex, site, skin_type, source and ita_degrees; what is missing may be anything
+            that pandas takes for it.
 
     Returns:
-        Attribute -> the group of each photo, str [N]; attributes of a single group are left out.
+        Attribute -> the group of each photo, str [N]; attributes of a single group are left out. Skin tone is estimated from the photos where the data set states no skin type.
     """
+    skin = _texts(photos["skin_type"])
+    estimated = tones(photos["ita_degrees"].to_numpy(np.float64, na_value=np.nan))
     known = {
         "age": age_bands(photos["age"].to_numpy(np.float64, na_value=np.nan)),
         "sex": _texts(photos["sex"]),
         "site": np.array([site_group(site) or UNKNOWN for site in _texts(photos["site"])]),
         "source": _texts(photos["source"]),
-        "skin tone, estimated from the photo,": tones(photos["ita_degrees"].to_numpy(np.float64, na_value=np.nan)),
+        **({"skin type": skin} if set(skin) - {UNKNOWN} else {"estimated skin tone": estimated}),
     }
     return {name: groups for name, groups in known.items() if len(set(groups) - {UNKNOWN}) > 1}
 
@@ -103,52 +107,68 @@ def _texts(column: "pd.Series[Any]") -> npt.NDArray[np.str_]:
     return np.where(texts == "", UNKNOWN, texts)
 
 
-def measure_groups(
+def group_measures(
     attributes: Mapping[str, npt.NDArray[np.str_]],
     positive: npt.NDArray[np.bool_],
     scores: npt.NDArray[np.floating[Any]],
     flagged: npt.NDArray[np.bool_],
-    clusters: Clusters,
-    rounds: int = 1000,
-) -> list[Group]:
-    """Figures of every group of every attribute, and how far they are from those of all photos.
+) -> list[Measure]:
+    """What to count for the figures of every group of every attribute, under names that `judged_groups` knows.
 
     Args:
         attributes: Attribute -> the group of each photo, str [N].
         positive: bool [N], malignant.
         scores: float [N].
         flagged: bool [N], at the operating point.
-        clusters: What is drawn for the intervals.
-        rounds: How often.
     """
-    found = []
+    return [
+        measure
+        for attribute, groups in attributes.items()
+        for name in sorted(set(groups.tolist()))
+        for rows in [np.flatnonzero(groups == name)]
+        for measure in (
+            Measure(_measure_name(attribute, name), ScoreCounts(positive[rows], scores[rows], _BINS), rows),
+            Measure(_measure_name(attribute, name), ThresholdCounts(positive[rows], flagged[rows]), rows),
+        )
+    ]
+
+
+def judged_groups(
+    attributes: Mapping[str, npt.NDArray[np.str_]],
+    positive: npt.NDArray[np.bool_],
+    found: Mapping[str, Resampled],
+    overall: Mapping[str, Resampled],
+) -> list[Group]:
+    """Figures of every group of every attribute, and how far they are from those of all photos.
+
+    Args:
+        attributes: Attribute -> the group of each photo, str [N].
+        positive: bool [N], malignant.
+        found: Figures of `group_measures`.
+        overall: roc_auc, recall and specificity of all photos, in the same draws.
+    """
+    judged = []
     for attribute, groups in attributes.items():
-        members = {name: np.flatnonzero(groups == name) for name in sorted(set(groups.tolist()), key=_place)}
-        measures = [
-            measure
-            for name, rows in {"": np.arange(len(groups)), **members}.items()
-            for measure in (
-                Measure(name, ScoreCounts(positive[rows], scores[rows], _BINS), rows),
-                Measure(name, ThresholdCounts(positive[rows], flagged[rows]), rows),
-            )
-        ]
-        figures = resample(measures, clusters, rounds)
-        for name, rows in members.items():
-            malignant = int(positive[rows].sum())
+        for name in sorted(set(groups.tolist()), key=_place):
+            photos, malignant = int((groups == name).sum()), int(positive[groups == name].sum())
             enough = {
-                "roc_auc": min(malignant, len(rows) - malignant) >= LEAST_PHOTOS,
+                "roc_auc": min(malignant, photos - malignant) >= LEAST_PHOTOS,
                 "recall": malignant >= LEAST_PHOTOS,
-                "specificity": len(rows) - malignant >= LEAST_PHOTOS,
+                "specificity": photos - malignant >= LEAST_PHOTOS,
             }
-            mine = {figure: figures[f"{name}.{figure}"] for figure in enough}
-            found.append(
+            mine = {figure: found[f"{_measure_name(attribute, name)}.{figure}"] for figure in enough}
+            judged.append(
                 Group(
                     attribute=attribute,
                     name=name,
-                    photos=len(rows),
+                    photos=photos,
                     malignant=malignant,
                     figures={figure: mine[figure].estimate() if enough[figure] else None for figure in enough},
-                    gaps={figure: (mine[figure] - figures[figure]).estimate() if enough[figure] else None for figure in enough},
+                    gaps={figure: (mine[figure] - overall[figure]).estimate() if enough[figure] else None for figure in enough},
                 )
             )
-    return found
+    return judged
+
+
+def _measure_name(attribute: str, group: str) -> str:
+    return f"{GROUPS}{attribute} {group}"

@@ -73,7 +73,7 @@ class Listing:
 
     Attributes:
         rows: One row a photo: image_id, path (below the source), diagnosis (code, unknown label, or "" where there is none);
-            and as far as the layout has them lesion_id, patient_id, age, sex, site, split.
+            and as far as the layout has them lesion_id, patient_id, age, sex, site, skin_type, split.
         duplicates: Pairs of image_ids that the data set itself lists as the same photo.
     """
 
@@ -200,7 +200,7 @@ def isic(files: Files) -> Listing:
             f"benign_malignant; it has {', '.join(table.columns)}"
         )
     columns = {"lesion_id": "lesion_id", "patient_id": "patient_id", "age": "age_approx", "sex": "sex"}
-    rows = _rows(table, {"image_id": "isic_id", **columns, "site": "anatom_site_general"})
+    rows = _rows(table, {"image_id": "isic_id", **columns, "site": "anatom_site_general", "skin_type": "fitzpatrick_skin_type"})
     combinations = list(zip(*(table[level] for level in stated), strict=True))
     codes = {labels: _most_specific(files, labels) for labels in set(combinations)}
     rows["diagnosis"] = [codes[labels] for labels in combinations]
@@ -245,7 +245,7 @@ def csv(files: Files) -> Listing:
     """A CSV file of the user's own, whose columns the settings name."""
     names = files.csv
     path = _csv_path(files)
-    ours = ("lesion_id", "patient_id", "age", "sex", "site", "split")
+    ours = ("lesion_id", "patient_id", "age", "sex", "site", "skin_type", "split")
     columns = {name: column for name in ours if (column := getattr(names, name)) is not None}
     table = _read_table(files, path, (names.image, names.label, *columns.values()), hint="; --csv.* names them")
     rows = _rows(table, {"image_id": names.image, **columns})

@@ -9,10 +9,10 @@ import pandas as pd
 import scipy.special
 
 from skinray.bundle import Labels, OperatingPoints
-from skinray.calibration import Calibration, predictive_values
+from skinray.calibration import Calibration, at_prevalence, expected_calibration_error_by_chance, predictive_values
 from skinray.counts import CalibrationCounts, ClassCounts, Measure, ScoreCounts, ThresholdCounts
-from skinray.groups import Group, attributes_of, measure_groups
-from skinray.intervals import Clusters, Estimate, Resampled, resample
+from skinray.groups import GROUPS, Group, attributes_of, group_measures, judged_groups
+from skinray.intervals import Clusters, Resampled, resample
 from skinray.metrics import confusion_matrix
 
 Floats = npt.NDArray[np.float64]
@@ -25,19 +25,21 @@ def measure_predictions(
     calibration: Calibration | None = None,
     frequencies: Mapping[str, float] | None = None,
     prevalences: tuple[float, ...] = (),
+    calibrated_at: float | None = None,
     rounds: int = 1000,
 ) -> dict[str, Any]:
     """Everything that `metrics.json` says of how good the predictions are.
 
     Args:
         rows: One row a scored photo: image_id, label, prob_CODE of each class, malignancy_score; patient_id, lesion_id and group
-            (missing where unknown); age (years), sex, site and source.
+            (missing where unknown); age (years), sex, site, skin_type and source; ita_degrees.
         labels: What the probabilities are of.
         points: Thresholds on the malignancy score.
         calibration: What is part of the model, so that the figures without it can be told too.
         frequencies: How often each class occurred in training; with them, figures of more than two classes are also told for
             the class that is most probable for its frequency ("by rarity."), which balanced accuracy asks for.
         prevalences: Shares of malignant lesions for which to say what a flag means, beside the share among the photos.
+        calibrated_at: Share of malignant photos where the probabilities are right; None: that of these photos.
         rounds: Draws for the intervals.
 
     Returns:
@@ -57,19 +59,24 @@ def measure_predictions(
     ]
     if calibration is not None:
         measures.append(Measure("uncalibrated", CalibrationCounts(positive, uncalibrated_scores(rows, labels, calibration))))
+    attributes = attributes_of(rows)
+    measures += group_measures(attributes, positive, scores, flagged[points.default])
     found = resample(measures, clusters, rounds)
     if len(labels.codes) > 2:
         found |= _macro(found, labels)
-    groups = measure_groups(attributes_of(rows), positive, scores, flagged[points.default], clusters, rounds)
+    overall = {"roc_auc": found["roc_auc"]} | {name: found[f"at {points.default}.{name}"] for name in ("recall", "specificity")}
+    groups = judged_groups(attributes, positive, found, overall)
     share = float(positive.mean())
     return {
         "photos": len(rows),
         "malignant_photos": int(positive.sum()),
         "clusters": {"by": by, "number": clusters.number},
-        "figures": {name: _json(each.estimate()) for name, each in found.items() if not name.startswith("at ")},
+        "figures": {name: each.estimate().recorded() for name, each in found.items() if not name.startswith(("at ", GROUPS))},
+        "ece_by_chance": expected_calibration_error_by_chance(scores),
         "default_operating_point": points.default,
         "operating_points": {
-            name: _point(name, point.threshold, point.rule, found, (share, *prevalences)) for name, point in points.points.items()
+            name: _point(name, point.threshold, point.rule, found, (share, *prevalences), calibrated_at or share)
+            for name, point in points.points.items()
         },
         "confusion_matrix": {
             "codes": list(labels.codes),
@@ -179,7 +186,12 @@ def uncalibrated_scores(rows: pd.DataFrame, labels: Labels, calibration: Calibra
 
 
 def _point(
-    name: str, threshold: float, rule: str, found: Mapping[str, Resampled], prevalences: tuple[float, ...]
+    name: str,
+    threshold: float,
+    rule: str,
+    found: Mapping[str, Resampled],
+    prevalences: tuple[float, ...],
+    calibrated_at: float,
 ) -> dict[str, Any]:
     start = f"at {name}."
     figures = {figure.removeprefix(start): each.estimate() for figure, each in found.items() if figure.startswith(start)}
@@ -187,9 +199,13 @@ def _point(
     return {
         "threshold": threshold,
         "rule": rule,
-        **{figure: _json(estimate) for figure, estimate in figures.items()},
+        **{figure: estimate.recorded() for figure, estimate in figures.items()},
         "at_prevalence": [
-            {"prevalence": prevalence, **_numbers(predictive_values(sensitivity, specificity, prevalence))}
+            {
+                "prevalence": prevalence,
+                **_numbers(predictive_values(sensitivity, specificity, prevalence)),
+                "risk_at_threshold": float(at_prevalence(np.array([threshold]), calibrated_at, prevalence)[0]),
+            }
             for prevalence in prevalences
         ],
     }
@@ -201,12 +217,8 @@ def _group(group: Group) -> dict[str, Any]:
         "name": group.name,
         "photos": group.photos,
         "malignant_photos": group.malignant,
-        **{figure: None if estimate is None else _json(estimate) for figure, estimate in group.figures.items()},
+        **{figure: None if estimate is None else estimate.recorded() for figure, estimate in group.figures.items()},
     }
-
-
-def _json(estimate: Estimate) -> dict[str, float | None]:
-    return _numbers(estimate.__dict__)
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -83,6 +83,7 @@ def choose_operating_points(
             specificity=specificity.value,
             specificity_interval=(specificity.low, specificity.high),
             measured_on=measured_on,
+            miss_rate_bound=MISS_RATE if name == "miss_rate_10" else None,
         )
 
     return OperatingPoints(default="youden", points={name: point(name) for name in thresholds})

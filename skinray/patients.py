@@ -1,13 +1,16 @@
 """From photos to lesions and patients: what a lesion scores, which lesion differs from a patient's others, who is found first."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.special
+import scipy.stats
 
-from skinray.counts import Measure, ScoreCounts
+from skinray.bundle import OperatingPoint, OperatingPoints
+from skinray.counts import Measure, ScoreCounts, ThresholdCounts
 from skinray.intervals import Clusters, estimates
 
 # A patient needs so many other lesions before one of them can be an ugly duckling.
@@ -26,15 +29,16 @@ def lesion_table(rows: pd.DataFrame, malignant: tuple[str, ...]) -> pd.DataFrame
 
     Returns:
         lesion (a photo without a lesion_id stands for one), patient_id, photos, malignant, malignancy_score (the highest of its
-        photos: who flags any of them flags it) and ugly_duckling: see `ugly_ducklings`.
+        photos: who flags any of them flags it), lowest_score and ugly_duckling: see `ugly_ducklings`.
     """
-    known = rows["lesion_id"].where(rows["lesion_id"].notna() & (rows["lesion_id"] != ""), "photo " + rows["image_id"])
+    known = rows["lesion_id"].where(_known(rows["lesion_id"]), "photo " + rows["image_id"])
     grouped = rows.assign(lesion=known, malignant=rows["label"].isin(list(malignant))).groupby("lesion", sort=True)
     lesions = grouped.agg(
         patient_id=("patient_id", "first"),
         photos=("image_id", "size"),
         malignant=("malignant", "any"),
         malignancy_score=("malignancy_score", "max"),
+        lowest_score=("malignancy_score", "min"),
     ).reset_index()
     lesions["ugly_duckling"] = ugly_ducklings(lesions["patient_id"], lesions["malignancy_score"].to_numpy(np.float64))
     return lesions
@@ -54,7 +58,7 @@ def ugly_ducklings(patients: "pd.Series[Any]", scores: npt.NDArray[np.float64]) 
     """
     logits = scipy.special.logit(np.clip(scores, 1e-6, 1 - 1e-6))
     found = np.full(len(scores), np.nan)
-    known = patients.notna().to_numpy() & (patients != "").to_numpy(bool)
+    known = _known(patients).to_numpy(bool)
     for places in pd.Series(np.flatnonzero(known)).groupby(patients[known].to_numpy(str)).groups.values():
         mine = np.flatnonzero(known)[places.to_numpy()]
         if len(mine) <= LEAST_OTHERS:
@@ -67,38 +71,91 @@ def ugly_ducklings(patients: "pd.Series[Any]", scores: npt.NDArray[np.float64]) 
     return found
 
 
-def measure_lesions(lesions: pd.DataFrame, rounds: int = 1000) -> dict[str, Any]:
+def measure_lesions(lesions: pd.DataFrame, points: OperatingPoints, rounds: int = 1000) -> dict[str, Any]:
     """Figures by lesion and by patient, as JSON values; patients are drawn for the intervals, as far as they are known.
 
     Args:
         lesions: From `lesion_table`.
+        points: Thresholds; a malignant lesion is missed at one when any of its photos lies below, as where it was chosen.
         rounds: How often to draw.
     """
-    clusters = lesions["patient_id"].where(lesions["patient_id"].notna() & (lesions["patient_id"] != ""), lesions["lesion"])
+    clusters = lesions["patient_id"].where(_known(lesions["patient_id"]), lesions["lesion"])
     positive = lesions["malignant"].to_numpy(bool)
-    found: dict[str, Any] = {"lesions": len(lesions), "malignant_lesions": int(positive.sum())}
     measures = [Measure("", ScoreCounts(positive, lesions["malignancy_score"].to_numpy(np.float64)))]
-    estimate = estimates(measures, Clusters(clusters.to_numpy(str)), rounds)["roc_auc"]
-    found["roc_auc"] = {name: None if np.isnan(value) else float(value) for name, value in estimate.__dict__.items()}
-    found["patients"] = _by_patient(lesions)
-    return found
-
-
-def _by_patient(lesions: pd.DataFrame) -> dict[str, Any] | None:
-    """Of patients with a malignant lesion: how many of these stand among the first few; None when no patient is known."""
-    known = lesions[lesions["patient_id"].notna() & (lesions["patient_id"] != "")]
-    if known.empty:
-        return None
-    rank = known.groupby("patient_id")["malignancy_score"].rank(ascending=False, method="first")
-    malignant = known["malignant"].to_numpy(bool)
-    others = known.groupby("patient_id")["malignancy_score"].transform("size").to_numpy()
     return {
-        "patients": int(known["patient_id"].nunique()),
-        "with_malignant": int(known.loc[malignant, "patient_id"].nunique()),
-        # A patient with no more lesions than that would always be found.
+        "lesions": len(lesions),
+        "malignant_lesions": int(positive.sum()),
+        "roc_auc": estimates(measures, Clusters(clusters.to_numpy(str)), rounds)["roc_auc"].recorded(),
+        "missed": {name: _missed(lesions.loc[positive, "lowest_score"], point) for name, point in points.points.items()},
+        "patients": _by_patient(lesions[_known(lesions["patient_id"])].reset_index(drop=True), rounds),
+    }
+
+
+def broken_promises(found: Mapping[str, Any]) -> list[str]:
+    """What an operating point promised and chance does not explain to have failed, in words.
+
+    Args:
+        found: From `measure_lesions`.
+    """
+    return [
+        f"{name} promises to miss at most {at['promised']:.0%} of malignant lesions and misses {at['missed']} of "
+        f"{found['malignant_lesions']:,} ({at['miss_rate']['low']:.1%} to {at['miss_rate']['high']:.1%}): "
+        "these lesions are not like those it was chosen on"
+        for name, at in found["missed"].items()
+        if at["promised"] is not None and at["miss_rate"]["low"] > at["promised"]
+    ]
+
+
+def _known(ids: "pd.Series[Any]") -> "pd.Series[Any]":
+    return ids.notna() & (ids != "")
+
+
+def _missed(lowest: "pd.Series[Any]", point: OperatingPoint) -> dict[str, Any]:
+    """How many malignant lesions lie below a point; the interval takes lesions for independent (Clopper and Pearson 1934)."""
+    missed = int((lowest < point.threshold).sum())
+    interval = scipy.stats.binomtest(missed, len(lowest)).proportion_ci()
+    return {
+        "missed": missed,
+        "miss_rate": {"value": missed / len(lowest), "low": float(interval.low), "high": float(interval.high)},
+        "promised": point.miss_rate_bound,
+    }
+
+
+def _by_patient(lesions: pd.DataFrame, rounds: int) -> dict[str, Any] | None:
+    """Of lesions whose patient is known; None when there are none."""
+    if lesions.empty:
+        return None
+    scores, malignant = lesions["malignancy_score"].to_numpy(np.float64), lesions["malignant"].to_numpy(bool)
+    by_patient = lesions.groupby("patient_id", sort=True)
+    rank = by_patient["malignancy_score"].rank(ascending=False, method="first").to_numpy()
+    others = by_patient["malignancy_score"].transform("size").to_numpy() - 1
+    # A patient with no more lesions than that would always be found.
+    enough = {top: np.flatnonzero(others >= top) for top in TOP}
+    compared = np.flatnonzero(lesions["ugly_duckling"].notna())
+    measures = [Measure(f"top {top}", ThresholdCounts(malignant[rows], rank[rows] <= top), rows) for top, rows in enough.items()]
+    if len(compared):
+        ducklings = lesions["ugly_duckling"].to_numpy(np.float64)
+        measures += [
+            Measure("ugly duckling", ScoreCounts(malignant[compared], ducklings[compared]), compared),
+            Measure("score", ScoreCounts(malignant[compared], scores[compared]), compared),
+        ]
+    found = estimates(measures, Clusters(lesions["patient_id"].to_numpy(str)), rounds)
+    patients = by_patient.agg(malignant=("malignant", "any"), score=("malignancy_score", "max")).reset_index()
+    ranked = [Measure("", ScoreCounts(patients["malignant"].to_numpy(bool), patients["score"].to_numpy(np.float64)))]
+    return {
+        "patients": len(patients),
+        "with_malignant": int(patients["malignant"].sum()),
+        "roc_auc": estimates(ranked, Clusters(patients["patient_id"].to_numpy(str)), rounds)["roc_auc"].recorded(),
         "top_sensitivity": {
-            str(top): float((rank[malignant & (others > top)] <= top).mean()) if (malignant & (others > top)).any() else None
-            for top in TOP
+            str(top): {"malignant_lesions": int(malignant[rows].sum()), **found[f"top {top}.recall"].recorded()}
+            for top, rows in enough.items()
         },
-        "ugly_ducklings_known": int(known["ugly_duckling"].notna().sum()),
+        "ugly_duckling": {
+            "lesions": len(compared),
+            "malignant_lesions": int(malignant[compared].sum()),
+            "roc_auc": found["ugly duckling.roc_auc"].recorded(),
+            "roc_auc_of_score": found["score.roc_auc"].recorded(),
+        }
+        if len(compared)
+        else None,
     }

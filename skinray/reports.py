@@ -1,7 +1,7 @@
 """Pages and plots made from the artifacts alone: what they say can be looked up in the files they were made from."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ def _evaluation_in_card(metrics: Mapping[str, Any]) -> list[str]:
         "pr_auc": "average precision",
         "class_balanced_accuracy": "balanced accuracy over classes, the most probable one taken",
         "by rarity.class_balanced_accuracy": "balanced accuracy over classes, the most probable one for its frequency taken",
-        "ece": "expected calibration error",
+        "ece": f"expected calibration error ({metrics['ece_by_chance']:.3f} by chance alone)",
         "brier": "Brier score",
     }
     points = metrics["operating_points"].items()
@@ -111,11 +111,30 @@ def _evaluation_in_card(metrics: Mapping[str, Any]) -> list[str]:
         *(f"| {words} | {told(metrics['figures'][name])} |" for name, words in named.items() if name in metrics["figures"]),
         *(f"| sensitivity at {name} | {told(point['recall'])} |" for name, point in points),
         *(f"| specificity at {name} | {told(point['specificity'])} |" for name, point in points),
+        *_lesions_in_card(metrics["lesions"], told),
         "",
         *(
             ["Judged worse than the rest:", "", *(f"- {warning}" for warning in metrics["warnings"]), ""]
             if metrics["warnings"]
             else []
+        ),
+    ]
+
+
+def _lesions_in_card(lesions: Mapping[str, Any], told: Callable[[Mapping[str, float | None]], str]) -> list[str]:
+    patients = lesions["patients"]
+    return [
+        f"| ROC-AUC of {lesions['lesions']:,} lesions, {lesions['malignant_lesions']:,} malignant | {told(lesions['roc_auc'])} |",
+        *(
+            f"| malignant lesions missed at {name}, at most {at['promised']:.0%} promised | {told(at['miss_rate'])} |"
+            for name, at in lesions["missed"].items()
+            if at["promised"] is not None
+        ),
+        *([f"| ROC-AUC of {patients['patients']:,} patients | {told(patients['roc_auc'])} |"] if patients else []),
+        *(
+            f"| malignant lesions among the first {top} of their patient | {told(at)} |"
+            for top, at in (patients["top_sensitivity"].items() if patients else ())
+            if at["malignant_lesions"]
         ),
     ]
 

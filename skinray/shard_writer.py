@@ -60,7 +60,7 @@ def _write_shard(plan: pa.Table, output: str) -> pa.Table:
     path, split = plan["shard"][0].as_py(), plan["split"][0].as_py()
     # JPEG bytes do not compress further; trying costs more than the whole rest of the write.
     compression = {name: "none" if name == "image_bytes" else "zstd" for name in SHARD_SCHEMA.names}
-    dictionaries = ["label", "diagnosis", "sex", "site", "source"]
+    dictionaries = ["label", "diagnosis", "sex", "site", "skin_type", "source"]
     row_groups = []
     with storage.writing(storage.join(output, path)) as file:
         with pq.ParquetWriter(file, SHARD_SCHEMA, compression=compression, use_dictionary=dictionaries) as writer:

@@ -40,6 +40,7 @@ SHARD_SCHEMA = pa.schema(
         ("age", pa.float32()),
         ("sex", pa.string()),
         ("site", pa.string()),
+        ("skin_type", pa.string()),
         ("fold", pa.int8()),
         ("source", pa.string()),
     ]

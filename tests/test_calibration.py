@@ -7,7 +7,14 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skinray.calibration import Calibration, at_prevalence, fit_calibration, predictive_values, reliability
+from skinray.calibration import (
+    Calibration,
+    at_prevalence,
+    expected_calibration_error_by_chance,
+    fit_calibration,
+    predictive_values,
+    reliability,
+)
 from skinray.counts import CalibrationCounts
 
 
@@ -65,6 +72,17 @@ def test_predictive_values_are_bayes_rule() -> None:
     found = predictive_values(0.9, 0.9, 0.02)
     assert found == pytest.approx({"ppv": 18 / 116, "npv": 882 / 884, "number_needed_to_refer": 116 / 18})
     assert np.isnan(predictive_values(0.0, 1.0, 0.02)["ppv"])
+
+
+@pytest.mark.parametrize("photos", [100, 800, 20_000])
+def test_what_chance_alone_makes_of_right_probabilities(photos: int) -> None:
+    generator = np.random.default_rng(photos)
+    probabilities = generator.beta(0.5, 1.0, photos)
+    shown = []
+    for _ in range(200):
+        counts = CalibrationCounts(generator.random(photos) < probabilities, probabilities)
+        shown.append(counts.figures(counts.cells @ np.ones((photos, 1)))["ece"][0])
+    assert expected_calibration_error_by_chance(probabilities) == pytest.approx(np.mean(shown), rel=0.06)
 
 
 def test_reliability_has_every_photo_once() -> None:

@@ -20,6 +20,16 @@ def metrics_of(labels: Labels, **changes: Any) -> dict[str, Any]:
         "notice": "Research software, not a medical device.",
         "model_id": "0123456789ab",
         "bundle": "/runs/bundle",
+        "operating_points_sha256": "cd" * 32,
+        "trained": {
+            "network": "cnn_sequential",
+            "training_settings": {"seed": 7},
+            "dataset": {"sha256": "ef" * 32},
+            "code_commit": "1234abcd",
+            "versions": {},
+        },
+        "settings": {"split": "test"},
+        "code_commit": None,
         "dataset": "/data",
         "dataset_sha256": "ab" * 32,
         "split": "test",
@@ -30,7 +40,7 @@ def metrics_of(labels: Labels, **changes: Any) -> dict[str, Any]:
         "gate_failures": [],
         "external": None,
         **measure_predictions(rows, labels, POINTS, prevalences=(0.01,), rounds=50),
-        "lesions": measure_lesions(lesion_table(rows, labels.malignant), rounds=20),
+        "lesions": measure_lesions(lesion_table(rows, labels.malignant), POINTS, rounds=20),
         **changes,
     }
 
@@ -53,7 +63,20 @@ def test_the_page_has_the_figures_and_the_photos(labels: Labels) -> None:
         assert photo in text
     assert text.count("data:image/jpeg;base64,") == 4
     assert ("By diagnosis" in text) == (labels is MANY)
+    for name in ("sensitivity_95", "cd" * 32, "ef" * 32, "1234abcd", '"seed": 7'):
+        assert name in text
+    assert "The data set names no patients." in text
     assert "not a medical device" in text
+
+
+def test_the_page_tells_of_patients_where_they_are_known() -> None:
+    rows = predictions(BINARY).assign(patient_id=[f"patient{number // 12}" for number in range(600)])
+    lesions = measure_lesions(lesion_table(rows, BINARY.malignant), POINTS, rounds=20)
+    text = html.unescape(evaluation_page(metrics_of(BINARY, lesions=lesions), {}, [], []))
+    auc, first = lesions["patients"]["roc_auc"], lesions["patients"]["top_sensitivity"]["1"]
+    for figure in (auc, first, lesions["patients"]["ugly_duckling"]["roc_auc"]):
+        assert f"{figure['value']:.3f} <small>{figure['low']:.3f} to {figure['high']:.3f}" in text
+    assert "Ugly duckling" in text
 
 
 def test_an_external_test_tells_its_gap_first() -> None:

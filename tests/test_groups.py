@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 
-from skinray.groups import LEAST_PHOTOS, UNKNOWN, age_bands, attributes_of, measure_groups
-from skinray.intervals import Clusters
+from skinray.counts import Measure, ScoreCounts, ThresholdCounts
+from skinray.groups import LEAST_PHOTOS, UNKNOWN, Group, age_bands, attributes_of, group_measures, judged_groups
+from skinray.intervals import Clusters, resample
 
 
 def test_every_age_has_a_band() -> None:
@@ -21,6 +22,7 @@ def test_gaps_of_every_kind_are_unknown_and_a_single_group_is_none() -> None:
             "age": [40, None, np.nan, 80],
             "sex": ["male", "", None, "female"],
             "site": ["face", "scalp", pd.NA, "back"],
+            "skin_type": [None] * 4,
             "source": ["HAM"] * 4,
             "ita_degrees": [20.0, 50.0, np.nan, 50.0],
         }
@@ -30,7 +32,10 @@ def test_gaps_of_every_kind_are_unknown_and_a_single_group_is_none() -> None:
     assert found["sex"].tolist() == ["male", UNKNOWN, UNKNOWN, "female"]
     assert len(set(found["site"])) == 3, "face and scalp are one group"
     assert "source" not in found
-    assert found["skin tone, estimated from the photo,"].tolist() == ["tan", "light", UNKNOWN, "light"]
+    assert found["estimated skin tone"].tolist() == ["tan", "light", UNKNOWN, "light"]
+    stated = attributes_of(photos.assign(skin_type=["II", None, "", "VI"]))
+    assert stated["skin type"].tolist() == ["II", UNKNOWN, UNKNOWN, "VI"]
+    assert "estimated skin tone" not in stated, "what is stated is no estimate"
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +48,19 @@ def judged() -> dict[str, np.ndarray]:
     return {"positive": positive, "sex": sex, "scores": scores, "flagged": scores > 1}
 
 
+def judge(judged: dict[str, np.ndarray]) -> list[Group]:
+    positive, scores, flagged = judged["positive"], judged["scores"], judged["flagged"]
+    measures = [
+        Measure("", ScoreCounts(positive, scores)),
+        Measure("", ThresholdCounts(positive, flagged)),
+        *group_measures({"sex": judged["sex"]}, positive, scores, flagged),
+    ]
+    found = resample(measures, Clusters(np.arange(len(positive))), rounds=200)
+    return judged_groups({"sex": judged["sex"]}, positive, found, found)
+
+
 def test_figures_of_a_group_are_those_of_its_photos_alone(judged: dict[str, np.ndarray]) -> None:
-    clusters = Clusters(np.arange(1209))
-    groups = measure_groups({"sex": judged["sex"]}, judged["positive"], judged["scores"], judged["flagged"], clusters, rounds=200)
+    groups = judge(judged)
     assert [(group.attribute, group.name, group.photos) for group in groups] == [
         ("sex", "female", 400),
         ("sex", "male", 800),
@@ -62,10 +77,7 @@ def test_figures_of_a_group_are_those_of_its_photos_alone(judged: dict[str, np.n
 
 
 def test_a_group_that_is_judged_worse_is_named_and_the_others_are_not(judged: dict[str, np.ndarray]) -> None:
-    clusters = Clusters(np.arange(1209))
-    female, male, unknown = measure_groups(
-        {"sex": judged["sex"]}, judged["positive"], judged["scores"], judged["flagged"], clusters, rounds=200
-    )
+    female, male, unknown = judge(judged)
     assert len(female.warnings()) == 2
     assert female.warnings()[0].startswith("sex female: ROC-AUC 0.5")
     assert "sensitivity" in female.warnings()[1]

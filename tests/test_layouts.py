@@ -363,8 +363,8 @@ def test_the_real_nine_classes_have_their_counts_and_split(real_data: Path) -> N
 @pytest.fixture
 def own_csv(tmp_path: Path) -> Path:
     """A user's own list: a path, a file name and a file name without its ending."""
-    rows = ("images/a.jpg,Melanoma,L1,P1,70,M,back,Train", "b.png,nevus,L2,P1,,f,,val", "c,Wart,,NA,33,,scalp,TEST")
-    header = "photo,finding,lesion,patient,years,gender,where,part"
+    rows = ("images/a.jpg,Melanoma,L1,P1,70,M,back,2,Train", "b.png,nevus,L2,P1,,f,,vi,val", "c,Wart,,NA,33,,scalp,-1,TEST")
+    header = "photo,finding,lesion,patient,years,gender,where,skin,part"
     images = {"images/a.jpg": b"a", "images/deep/b.png": b"bb", "c.jpg": b"ccc", "other.jpg": b"", "notes.txt": b""}
     return write(tmp_path, {"list.csv": table(header, *rows), **images})
 
@@ -377,6 +377,7 @@ OWN = CsvSettings(
     age="years",
     sex="gender",
     site="where",
+    skin_type="skin",
     split="part",
 )
 
@@ -390,20 +391,36 @@ def test_a_csv_is_read_by_the_columns_that_the_settings_name(own_csv: Path) -> N
     assert column(catalog, "patient_id") == ["P1", None, "P1"]
     assert column(catalog, "split") == ["validation", "test", "train"]
     assert column(catalog, "sex") == ["female", None, "male"]
+    assert column(catalog, "skin_type") == ["VI", None, "II"]
     assert catalog.photos["age"].fillna(-1).tolist() == [-1, 33, 70]
 
 
 def test_columns_that_the_settings_do_not_name_are_none(own_csv: Path) -> None:
     catalog = read("csv", own_csv, csv=CsvSettings(image="photo", label="finding"))
-    for name in ("lesion_id", "patient_id", "sex", "site", "split"):
+    for name in ("lesion_id", "patient_id", "sex", "site", "skin_type", "split"):
         assert column(catalog, name) == [None] * 3
     assert catalog.photos["age"].isna().all()
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(own_csv: Path) -> None:
     message = refusal("csv", own_csv, csv=OWN.model_copy(update={"age": "age"}))
-    assert "missing columns age; it has photo, finding, lesion, patient, years, gender, where, part" in message
+    assert "missing columns age; it has photo, finding, lesion, patient, years, gender, where, skin, part" in message
     assert "--csv" in message
+
+
+@pytest.mark.parametrize(
+    ("written", "skin_type"),
+    [("1", "I"), ("3.0", "III"), ("IV", "IV"), ("v", "V"), ("34", "III-IV"), ("V-VI", "V-VI"), ("unknown", None), ("-1.0", None)],
+)
+def test_skin_types_are_read_as_data_sets_write_them(own_csv: Path, written: str, skin_type: str | None) -> None:
+    (own_csv / "list.csv").write_text((own_csv / "list.csv").read_text().replace(",vi,", f",{written},"))
+    assert column(read("csv", own_csv, csv=OWN), "skin_type") == [skin_type, None, "II"]
+
+
+@pytest.mark.parametrize("written", ["0", "7", "2.5", "dark"])
+def test_a_skin_type_that_is_none_is_refused(own_csv: Path, written: str) -> None:
+    (own_csv / "list.csv").write_text((own_csv / "list.csv").read_text().replace(",vi,", f",{written},"))
+    assert f"{written!r} is no skin type" in refusal("csv", own_csv, csv=OWN)
 
 
 def test_a_split_that_is_none_is_refused(own_csv: Path) -> None:

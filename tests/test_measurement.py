@@ -42,6 +42,7 @@ def predictions(labels: Labels, photos: int = 600, seed: int = 0) -> pd.DataFram
             "age": generator.uniform(20, 90, photos),
             "sex": generator.choice(["male", "female", ""], photos),
             "site": generator.choice(["face", "back", "foot"], photos),
+            "skin_type": None,
             "source": "HAM10000",
             "ita_degrees": np.float32(30.0),
         }
@@ -121,11 +122,15 @@ def test_what_calibration_does_is_undone() -> None:
 
 def test_a_stated_prevalence_changes_what_a_flag_means_and_nothing_else() -> None:
     rows = predictions(BINARY)
-    metrics = measure_predictions(rows, BINARY, POINTS, prevalences=(0.01, 0.5), rounds=10)
+    metrics = measure_predictions(rows, BINARY, POINTS, prevalences=(0.01, 0.5), calibrated_at=0.5, rounds=10)
     shares = metrics["operating_points"]["youden"]["at_prevalence"]
     assert [share["prevalence"] for share in shares[1:]] == [0.01, 0.5]
     assert shares[1]["ppv"] < shares[2]["ppv"]
     assert shares[1]["number_needed_to_refer"] == pytest.approx(1 / shares[1]["ppv"])
+    threshold = POINTS.points["youden"].threshold
+    assert shares[2]["risk_at_threshold"] == pytest.approx(threshold), "calibrated where half are malignant"
+    odds = threshold / (1 - threshold) * 0.01 / 0.99
+    assert shares[1]["risk_at_threshold"] == pytest.approx(odds / (1 + odds))
 
 
 def test_the_headline_names_figures_intervals_and_warnings() -> None:
