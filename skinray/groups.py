@@ -84,7 +84,8 @@ def attributes_of(photos: pd.DataFrame) -> dict[str, npt.NDArray[np.str_]]:
             that pandas takes for it.
 
     Returns:
-        Attribute -> the group of each photo, str [N]; attributes of a single group are left out. Skin tone is estimated from the photos where the data set states no skin type.
+        Attribute -> the group of each photo, str [N]; attributes of a single group are left out. Skin tone is estimated from
+        the photos where the data set states no skin type.
     """
     skin = _texts(photos["skin_type"])
     estimated = tones(photos["ita_degrees"].to_numpy(np.float64, na_value=np.nan))
