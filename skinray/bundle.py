@@ -73,10 +73,17 @@ class OperatingPoint(BaseModel):
 
 
 class OperatingPoints(BaseModel):
-    """The named operating points of a bundle, and which one is used when none is asked for."""
+    """The named operating points of a bundle, and which one is used when none is asked for.
+
+    Attributes:
+        schema_version: Of this file; its SHA-256 stands in `checksums.json` and in every evaluation.
+        default: The point that is used when none is asked for.
+        points: Name -> point.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    schema_version: Literal[1] = 1
     default: str
     points: dict[str, OperatingPoint]
 

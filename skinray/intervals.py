@@ -3,7 +3,9 @@
 Source: Field and Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x; percentile intervals: Efron 1979, doi:10.1214/aos/1176344552.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,16 +50,18 @@ class Clusters:
         self.number = len(names)
         self._seed = seed
 
-    def draws(self, rounds: int) -> Iterator[npt.NDArray[np.float32]]:
-        """How often each cluster is drawn, float32 [clusters, some rounds], until there were `rounds` rounds."""
-        generator = np.random.default_rng(self._seed)
-        at_once = max(1, _HELD // max(1, self.number))
-        for first in range(0, rounds, at_once):
-            count = min(at_once, rounds - first)
-            drawn = np.empty((self.number, count), np.float32)
-            for column in range(count):
-                drawn[:, column] = np.bincount(generator.integers(self.number, size=self.number), minlength=self.number)
-            yield drawn
+    def at_once(self, rounds: int) -> list[range]:
+        """The rounds, cut into runs that are drawn together."""
+        step = max(1, _HELD // max(1, self.number))
+        return [range(first, min(first + step, rounds)) for first in range(0, rounds, step)]
+
+    def drawn(self, rounds: range) -> npt.NDArray[np.float32]:
+        """How often each cluster is drawn in some rounds, float32 [clusters, rounds]; the same whenever it is asked."""
+        drawn = np.empty((self.number, len(rounds)), np.float32)
+        for column, number in enumerate(rounds):
+            generator = np.random.default_rng([self._seed, number])
+            drawn[:, column] = np.bincount(generator.integers(self.number, size=self.number), minlength=self.number)
+        return drawn
 
     def cells(self, measure: Measure) -> scipy.sparse.csr_array:
         """What each cluster adds to the measure's cells, float32 sparse [cells, clusters]."""
@@ -112,7 +116,9 @@ def resample(measures: Sequence[Measure], clusters: Clusters, rounds: int = 1000
         }
 
     whole = figures(np.ones((clusters.number, 1), np.float32))
-    parts = [figures(weights) for weights in clusters.draws(rounds)]
+    # Sparse products and sums let other threads go on.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        parts = list(threads.map(lambda some: figures(clusters.drawn(some)), clusters.at_once(rounds)))
     return {name: Resampled(float(value[0]), np.concatenate([part[name] for part in parts])) for name, value in whole.items()}
 
 

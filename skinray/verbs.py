@@ -252,8 +252,9 @@ def _ensemble(settings: EnsembleSettings) -> int:
 
     with ray_session():
         made = make_ensemble(settings)
-    for member, auc in made.members.items():
-        print(f"validation ROC-AUC {auc:.4f}  member {member}")
+    for member in made.members:
+        gain = f": {member.gain.value:+.4f} ({member.gain.low:+.4f} to {member.gain.high:+.4f}) together" if member.gain else ""
+        print(f"validation ROC-AUC {member.validation_auc:.4f}  member {member.model_id}{gain}")
     print(f"validation ROC-AUC {made.validation_auc:.4f}  their mean{', over flips' if settings.flips else ''}")
     print(f"model_id           {made.model_id}")
     print(f"bundle             {made.bundle_uri}")

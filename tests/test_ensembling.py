@@ -34,6 +34,14 @@ def test_its_thresholds_are_those_of_its_own_scores_on_validation(made: Ensemble
     assert points["sensitivity_95"].sensitivity >= 0.95
 
 
+def test_it_says_what_it_gained_over_its_member_and_how_sure_that_is(made: Ensembled, trained: TrainedModel) -> None:
+    (member,) = made.members
+    assert (member.model_id, member.validation_auc) == (trained.model_id, pytest.approx(trained.validation_auc))
+    assert member.gain is not None
+    assert member.gain.value == pytest.approx(made.validation_auc - trained.validation_auc, abs=1e-6)
+    assert member.gain.low <= member.gain.value <= member.gain.high
+
+
 def test_it_says_the_same_of_a_photo_and_its_mirror_image(made: Ensembled, trained: TrainedModel) -> None:
     bundle = load_bundle(made.bundle_uri)
     assert bundle.model_id == made.model_id != trained.model_id

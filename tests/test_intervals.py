@@ -10,11 +10,13 @@ from skinray.intervals import Clusters, Estimate, estimates
 
 def test_a_draw_takes_clusters_whole_and_as_many_as_there_are() -> None:
     clusters = Clusters(np.array(["b", "a", "b", "c"]))
-    drawn = np.concatenate(list(clusters.draws(200)), axis=1)
+    drawn = clusters.drawn(range(200))
     assert drawn.shape == (3, 200)
     assert (drawn.sum(axis=0) == 3).all()
     assert abs(drawn.mean() - 1) < 1e-6
     assert len(np.unique(drawn, axis=1).T) == 10, "every way to draw three of three"
+    np.testing.assert_array_equal(clusters.drawn(range(50, 60)), drawn[:, 50:60], "however many are drawn at once")
+    assert [number for some in clusters.at_once(200) for number in some] == list(range(200))
 
 
 def test_all_figures_see_the_same_draws_and_a_seed_repeats_them() -> None:
