@@ -43,7 +43,20 @@ def measure_predictions(
         rounds: Draws for the intervals.
 
     Returns:
-        JSON values. A figure is {"value", "low", "high"}, null where there is none.
+        JSON values; a figure is {"value", "low", "high"}, the ends of its 95 % interval, null where there is none:
+
+        figures            roc_auc, pr_auc, partial_auc (above 80 % sensitivity, at most 0.2), brier, ece; "uncalibrated." before
+                           those of the network alone. Of more than two classes also class_accuracy, class_balanced_accuracy,
+                           macro_f1, macro_roc_auc, recall_CODE, precision_CODE, specificity_CODE, f1_CODE and
+                           "one against rest CODE.roc_auc"; "by rarity." before those of the most probable class for its frequency
+        ece_by_chance      number; what ece would be on average, were the probabilities right
+        operating_points   name -> threshold, rule, accuracy, balanced_accuracy, precision, recall, specificity, f1, and
+                           at_prevalence: what a flag means there, and the risk of a photo that scores the threshold
+        confusion_matrix   rows are true classes, columns predicted ones: at the default operating point of two, else the most
+                           probable one
+        groups             attribute, name, photos, malignant_photos, roc_auc, recall and specificity of each
+        warnings           groups that are judged worse than all photos, in words
+        clusters           by what intervals are drawn, and how many of them there are
     """
     positive = rows["label"].isin(list(labels.malignant)).to_numpy(bool)
     scores = rows["malignancy_score"].to_numpy(np.float64)
