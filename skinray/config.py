@@ -168,7 +168,9 @@ class EvaluateSettings(ClassifySettings):
     """Folder that evaluate wrote for the same bundle on its own test split: this data set may then have other classes, malignant
     and benign are compared, and the gap between the two is told first."""
     allow_leaks: bool = False
-    """Measure although photos leak between the splits; metrics.json will say so."""
+    """Measure although photos leak between the splits, or were trained on; metrics.json will say so."""
+    leave_out_overlap: bool = False
+    """Leave out of the figures what shares a patient, lesion or picture with the training data, instead of refusing."""
     gate: str | None = None
     """YAML file of limits that the figures must keep, see jobs/gates/; exit code 3 when they do not."""
     prevalence: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.01,)

@@ -23,7 +23,7 @@ from skinray.calibration import at_prevalence
 from skinray.config import SPLITS, EvaluateSettings, SplitName
 from skinray.errors import ConfigError, DatasetError
 from skinray.evaluation_report import write_report
-from skinray.firewall import check_no_leaks, check_no_overlap
+from skinray.firewall import check_no_leaks, check_no_overlap, find_overlap
 from skinray.gate import failures, read_gate
 from skinray.measurement import measure_predictions
 from skinray.patients import broken_promises, lesion_table, measure_lesions
@@ -60,13 +60,16 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     dataset = open_dataset(settings.data)
     check_no_leaks(dataset, settings.allow_leaks)
     check_comparable(bundle, dataset, settings)
-    overlap = check_no_overlap(bundle, dataset, settings.split, settings.allow_leaks)
+    overlap = find_overlap(bundle, dataset, settings.split)
+    left_out = overlap.image_ids if overlap and settings.leave_out_overlap else frozenset()
+    check_no_overlap(overlap, bundle, dataset, settings.split, settings.allow_leaks or settings.leave_out_overlap)
+    _check_both_kinds(dataset, settings, left_out)
     output = storage.normalize(settings.output)
     storage.claim_folder(output, "evaluation", settings.recorded())
     predictions_uri = storage.join(output, "predictions", f"model_id={bundle.model_id}")
     summary, files = write_predictions(bundle, list_shards(dataset, splits_of(settings)), settings, predictions_uri)
     rows = read_rows(predictions_uri, [file["path"] for file in files])
-    scored = rows[rows["status"] == "scored"]
+    scored = rows[(rows["status"] == "scored") & ~rows["image_id"].isin(left_out)]
     judged = _described(scored.reset_index(drop=True), dataset)
     labels = bundle.labels
     if settings.external:
@@ -77,7 +80,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
             judged["malignancy_score"].to_numpy(np.float64), calibrated_at, prevalence
         )
     lesions = lesion_table(judged, labels.malignant)
-    metrics = _provenance(bundle, dataset, settings, summary) | {"overlap_with_training": overlap}
+    metrics = _provenance(bundle, dataset, settings, summary) | {
+        "overlap_with_training": None if overlap is None else {} if settings.leave_out_overlap else overlap.counts,
+        "left_out_for_overlap": len(left_out),
+    }
     own_classes = labels == bundle.labels
     metrics |= measure_predictions(
         judged,
@@ -123,12 +129,17 @@ def check_comparable(bundle: Bundle, dataset: PreparedDataset, settings: Evaluat
             f"bundle {settings.bundle} tells {', '.join(ours)} apart, data set {settings.data} {', '.join(codes)}: "
             "--external compares malignant and benign alone"
         )
-    counts = [dataset.manifest.split_classes[split] for split in splits_of(settings)]
-    malignant = sum(each[code] for each in counts for code in dataset.manifest.malignant)
-    photos = sum(sum(each.values()) for each in counts)
-    if malignant in (0, photos):
-        found = f"{malignant} malignant of {photos} photos in {settings.split}"
-        raise DatasetError(f"{settings.data} has {found}: nothing to tell apart")
+    _check_both_kinds(dataset, settings, frozenset())
+
+
+def _check_both_kinds(dataset: PreparedDataset, settings: EvaluateSettings, left_out: frozenset[str]) -> None:
+    photos = read_photos(dataset)
+    measured = photos[photos["split"].isin(splits_of(settings)) & ~photos["image_id"].isin(left_out)]
+    malignant = int(measured["label"].isin(list(dataset.manifest.malignant)).sum())
+    if malignant in (0, len(measured)):
+        found = f"{malignant} malignant of {len(measured)} photos in {settings.split}"
+        shared = f", {len(left_out):,} shared with the training data apart" if left_out else ""
+        raise DatasetError(f"{settings.data} has {found}{shared}: nothing to tell apart")
 
 
 def _internal_metrics(settings: EvaluateSettings, bundle: Bundle) -> dict[str, Any] | None:

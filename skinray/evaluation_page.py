@@ -109,6 +109,8 @@ def _remarks(metrics: Mapping[str, Any]) -> list[str]:
         remarks.append(f"{count:,} {what} were trained on; every figure here is too high")
     if metrics["overlap_with_training"] is None:
         remarks.append("the training data is not there any more: overlap with it could not be looked for")
+    if metrics["left_out_for_overlap"]:
+        remarks.append(f"{metrics['left_out_for_overlap']:,} photos that share something with the training data are left out")
     not_scored = {status: count for status, count in metrics["statuses"].items() if status != "scored" and count}
     remarks += [f"{count:,} photos {status}: they are in no figure" for status, count in not_scored.items()]
     return [*remarks, *metrics["warnings"]]

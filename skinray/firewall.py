@@ -4,8 +4,10 @@ A prepared data set carries its own leaks in its manifest. A bundle that is meas
 on is checked against the inventory of that one, as long as it can be reached.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from skinray.audit import examine, leaks_in_words
@@ -14,7 +16,7 @@ from skinray.config import SplitName
 from skinray.duplicates import find_duplicates
 from skinray.errors import LeakError, SkinrayError
 from skinray.shards import PreparedDataset, open_dataset, read_photos
-from skinray.splits import names
+from skinray.splits import group_photos, names
 
 _OF_ISIC = frozenset({"ham10000", "isic2019", "isic2020", "isic"})
 
@@ -33,31 +35,39 @@ def check_no_leaks(dataset: PreparedDataset, allowed: bool) -> None:
         )
 
 
-def check_no_overlap(
-    bundle: Bundle, dataset: PreparedDataset, split: SplitName | Literal["all"], allowed: bool
-) -> dict[str, int] | None:
-    """Refuses to measure a bundle on photos, lesions or patients that it was trained or chosen on in another data set.
+@dataclass(frozen=True)
+class Overlap:
+    """What a bundle is to be measured on and was trained or chosen on.
+
+    Attributes:
+        counts: What stands on both sides, in words -> how many.
+        image_ids: Photos to be measured that share a patient, a lesion or a picture with the training data, also through
+            others.
+    """
+
+    counts: dict[str, int]
+    image_ids: frozenset[str]
+
+
+def find_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName | Literal["all"]) -> Overlap | None:
+    """Looks for what a bundle was trained or chosen on in what it is to be measured on.
 
     Args:
         bundle: The model.
         dataset: What it is to be measured on.
         split: Which part of it, or all.
-        allowed: Go on all the same.
 
     Returns:
-        What stands on both sides, in words -> how many; None when the training data cannot be reached any more.
-
-    Raises:
-        LeakError: Something does, and it was not allowed.
+        None when the training data cannot be reached any more.
     """
     trained_sha256 = bundle.metadata.get("dataset", {}).get("sha256")
     if trained_sha256 == dataset.sha256:
         # Its own splits; `check_no_leaks` knows about them.
-        return (
-            {}
-            if split != "all"
-            else _refused({"photos": dataset.rows("train") + dataset.rows("validation")}, bundle, dataset, split, allowed)
-        )
+        if split != "all":
+            return Overlap({}, frozenset())
+        photos = read_photos(dataset)
+        learnt = frozenset(photos["image_id"][photos["split"] != "test"])
+        return Overlap({"photos": len(learnt)}, learnt)
     try:
         trained_on = open_dataset(bundle.metadata.get("training_settings", {}).get("data", ""))
         # One that has grown since holds what it held, where it was; one of other settings is another one.
@@ -69,18 +79,31 @@ def check_no_overlap(
     measured = read_photos(dataset)
     _qualify_ids(seen, trained_on)
     _qualify_ids(measured, dataset)
-    overlap = _overlap(seen[seen["split"] != "test"], measured[(measured["split"] == split) | (split == "all")])
-    return _refused(overlap, bundle, dataset, split, allowed)
+    return _overlap(seen[seen["split"] != "test"], measured[(measured["split"] == split) | (split == "all")])
 
 
-def _refused(overlap: dict[str, int], bundle: Bundle, dataset: PreparedDataset, split: str, allowed: bool) -> dict[str, int]:
-    if overlap and not allowed:
-        listed = ", ".join(leaks_in_words(overlap))
+def check_no_overlap(
+    overlap: Overlap | None, bundle: Bundle, dataset: PreparedDataset, split: SplitName | Literal["all"], allowed: bool
+) -> None:
+    """Refuses to measure a bundle on photos, lesions or patients that it was trained or chosen on.
+
+    Args:
+        overlap: From `find_overlap`, for the same bundle, data set and split.
+        bundle: The model.
+        dataset: What it is to be measured on.
+        split: Which part of it, or all.
+        allowed: Go on all the same.
+
+    Raises:
+        LeakError: There is an overlap, and it was not allowed.
+    """
+    if overlap is not None and overlap.counts and not allowed:
+        listed = ", ".join(leaks_in_words(overlap.counts))
         raise LeakError(
             f"{bundle.uri} was trained on data that shares with {'all splits' if split == 'all' else f'the {split} split'} of "
-            f"{dataset.uri}: {listed}; its figures there would be too high. --allow-leaks measures all the same, and says so"
+            f"{dataset.uri}: {listed}; its figures there would be too high. --leave-out-overlap measures on the other photos; "
+            "--allow-leaks on all of them, and says so"
         )
-    return overlap
 
 
 def _qualify_ids(photos: pd.DataFrame, dataset: PreparedDataset) -> None:
@@ -91,10 +114,16 @@ def _qualify_ids(photos: pd.DataFrame, dataset: PreparedDataset) -> None:
         photos[name] = [own and f"{place}:{own}" for place, own in zip(where, names(photos[name]), strict=True)]
 
 
-def _overlap(seen: pd.DataFrame, measured: pd.DataFrame) -> dict[str, int]:
+def _overlap(seen: pd.DataFrame, measured: pd.DataFrame) -> Overlap:
     both = pd.concat([seen.assign(split="trained on"), measured.assign(split="measured on")], ignore_index=True)
     both["fold"] = None
     both["file_bytes"] = both["stored_bytes"]
     duplicates = find_duplicates(both["image_sha256"].tolist(), both["fingerprint"].tolist())
     counts = examine(both, duplicates, (), ()).leak_counts
-    return {what.removesuffix(" across splits"): count for what, count in counts.items()}
+    # Numbered, because both may call different photos the same.
+    numbers = [f"{number:09d}" for number in range(len(both))]
+    groups = np.array(group_photos(numbers, both["patient_id"].tolist(), both["lesion_id"].tolist(), duplicates.pairs))
+    shared = np.isin(groups, groups[both["split"] == "trained on"]) & (both["split"] == "measured on").to_numpy(bool)
+    return Overlap(
+        {what.removesuffix(" across splits"): count for what, count in counts.items()}, frozenset(both["image_id"][shared])
+    )

@@ -8,11 +8,11 @@ import pytest
 from skinray import storage
 from skinray.bundle import Bundle, load_bundle
 from skinray.config import EvaluateSettings, PrepareSettings
-from skinray.errors import LeakError
+from skinray.errors import DatasetError, LeakError
 from skinray.evaluation import evaluate
-from skinray.firewall import check_no_leaks, check_no_overlap
+from skinray.firewall import Overlap, check_no_leaks, check_no_overlap, find_overlap
 from skinray.preparation import prepare_dataset
-from skinray.shards import PreparedDataset, open_dataset
+from skinray.shards import PreparedDataset, open_dataset, read_photos
 from skinray.synthetic import draw_dataset
 from skinray.training import TrainedModel, train
 from tests.conftest import toy_settings
@@ -34,15 +34,28 @@ def bundle(trained: TrainedModel) -> Bundle:
 
 
 def test_a_bundle_is_measured_on_the_test_split_of_its_own_data(bundle: Bundle, prepared: PreparedDataset) -> None:
-    assert check_no_overlap(bundle, prepared, "test", allowed=False) == {}
+    assert find_overlap(bundle, prepared, "test") == Overlap({}, frozenset())
 
 
 def test_the_same_photos_under_another_split_are_refused(bundle: Bundle, resplit: PreparedDataset) -> None:
-    with pytest.raises(LeakError, match=r"was trained on .* shares with the test split .*patients.*--allow-leaks"):
-        check_no_overlap(bundle, resplit, "test", allowed=False)
-    overlap = check_no_overlap(bundle, resplit, "test", allowed=True)
+    overlap = find_overlap(bundle, resplit, "test")
     assert overlap is not None
-    assert set(overlap) == {"patients", "lesions", "duplicate clusters"}
+    with pytest.raises(LeakError, match=r"was trained on .* shares with the test split .*patients.*--leave-out-overlap"):
+        check_no_overlap(overlap, bundle, resplit, "test", allowed=False)
+    check_no_overlap(overlap, bundle, resplit, "test", allowed=True)
+    assert set(overlap.counts) == {"patients", "lesions", "duplicate clusters"}
+
+
+def test_what_overlaps_is_every_photo_of_a_patient_that_was_trained_on(
+    bundle: Bundle, prepared: PreparedDataset, resplit: PreparedDataset
+) -> None:
+    overlap = find_overlap(bundle, resplit, "all")
+    assert overlap is not None
+    photos = read_photos(prepared).set_index("image_id")
+    measured = read_photos(resplit)["image_id"]
+    learnt = set(photos.loc[photos["split"] != "test", "patient_id"])
+    assert overlap.image_ids == {image_id for image_id in measured if photos.loc[image_id, "patient_id"] in learnt}
+    assert 0 < len(overlap.image_ids) < len(measured)
 
 
 def test_other_photos_with_the_same_patient_numbers_in_another_data_set_are_fine(
@@ -52,27 +65,29 @@ def test_other_photos_with_the_same_patient_numbers_in_another_data_set_are_fine
     settings = {"catalog": "csv", "source": str(tmp_path / "others"), "output": str(tmp_path / "out")}
     columns = {"image": "image_id", "label": "label", "patient_id": "patient_id", "lesion_id": "lesion_id"}
     others = prepare_dataset(PrepareSettings(**settings, csv=columns))
-    assert check_no_overlap(bundle, others, "test", allowed=False) == {}
+    assert find_overlap(bundle, others, "test") == Overlap({}, frozenset())
 
 
 def test_training_data_that_has_grown_is_still_checked(
     bundle: Bundle, resplit: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bundle.metadata["dataset"], "sha256", "of a smaller data set")
-    with pytest.raises(LeakError):
-        check_no_overlap(bundle, resplit, "test", allowed=False)
+    overlap = find_overlap(bundle, resplit, "test")
+    assert overlap is not None
+    assert overlap.image_ids
     monkeypatch.setitem(bundle.metadata["dataset"], "settings", {"another": "data set"})
-    assert check_no_overlap(bundle, resplit, "test", allowed=False) is None
+    assert find_overlap(bundle, resplit, "test") is None
 
 
 def test_training_data_that_is_gone_cannot_be_checked(
     bundle: Bundle, resplit: PreparedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bundle.metadata["training_settings"], "data", "/nowhere/at/all")
-    assert check_no_overlap(bundle, resplit, "test", allowed=False) is None
+    assert find_overlap(bundle, resplit, "test") is None
+    check_no_overlap(None, bundle, resplit, "test", allowed=False)
 
 
-def test_metrics_say_what_overlaps(bundle: Bundle, resplit: PreparedDataset, tmp_path: Path) -> None:
+def test_metrics_say_what_overlaps(bundle: Bundle, prepared: PreparedDataset, resplit: PreparedDataset, tmp_path: Path) -> None:
     settings = EvaluateSettings(bundle=bundle.uri, data=resplit.uri, output=str(tmp_path / "evaluation"), allow_leaks=True)
     metrics = evaluate(settings)
     assert metrics["overlap_with_training"]["patients"] > 0
@@ -80,6 +95,14 @@ def test_metrics_say_what_overlaps(bundle: Bundle, resplit: PreparedDataset, tmp
     with pytest.raises(LeakError):
         evaluate(settings.model_copy(update={"allow_leaks": False, "output": str(tmp_path / "other")}))
     assert not (tmp_path / "other").exists()
+    changes = {"allow_leaks": False, "leave_out_overlap": True, "split": "all", "output": str(tmp_path / "clean")}
+    clean = evaluate(settings.model_copy(update=changes))
+    assert clean["overlap_with_training"] == {}
+    # What is left is the test split of the data that the bundle was trained on.
+    assert clean["left_out_for_overlap"] == prepared.rows("train") + prepared.rows("validation")
+    assert clean["photos"] == prepared.rows("test")
+    with pytest.raises(DatasetError, match="shared with the training data apart"):
+        evaluate(settings.model_copy(update={**changes, "split": "test", "output": str(tmp_path / "none")}))
 
 
 def test_a_leaky_data_set_is_not_trained_on_unless_told_and_the_card_says_so(
