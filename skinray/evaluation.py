@@ -208,6 +208,9 @@ def _provenance(bundle: Bundle, dataset: PreparedDataset, settings: EvaluateSett
         "dataset": dataset.uri,
         "dataset_sha256": dataset.sha256,
         "leaks": dataset.manifest.leaks,
+        "contradicting_labels": sum(
+            dataset.manifest.findings.get(name, 0) for name in ("conflicts_duplicates", "conflicts_lesion")
+        ),
         "leaks_in_training": bundle.metadata.get("leaks", {}),
         "split": settings.split,
         "statuses": summary.statuses,

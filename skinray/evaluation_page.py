@@ -15,7 +15,7 @@ import jinja2
 
 import skinray
 from skinray.audit import leaks_in_words
-from skinray.groups import LEAST_PHOTOS
+from skinray.groups import LEAST_PHOTOS, in_short
 from skinray.taxonomy import DIAGNOSES
 
 _POINT_FIGURES = ("recall", "specificity", "precision", "f1")
@@ -113,7 +113,10 @@ def _remarks(metrics: Mapping[str, Any]) -> list[str]:
         remarks.append(f"{metrics['left_out_for_overlap']:,} photos that share something with the training data are left out")
     not_scored = {status: count for status, count in metrics["statuses"].items() if status != "scored" and count}
     remarks += [f"{count:,} photos {status}: they are in no figure" for status, count in not_scored.items()]
-    return [*remarks, *metrics["warnings"]]
+    contradicting = metrics["contradicting_labels"]
+    if contradicting:
+        remarks.append(f"the data set contradicts itself: {contradicting:,} photos or lesions stand under more than one label")
+    return [*remarks, *in_short(metrics["warnings"])]
 
 
 def _keys(metrics: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -1,6 +1,6 @@
 """Figures by age, sex, site, source: whether a model judges everybody equally well."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ _BINS = 1 << 12
 _AGES_YEARS = (30.0, 45.0, 60.0, 75.0)
 _AGE_NAMES = ("under 30", "30 to 44", "45 to 59", "60 to 74", "75 and over")
 UNKNOWN = "unknown"
+# What a warning says whose interval holds 0.
+BY_CHANCE = "; chance alone could make such a gap"
 # Names of measures of groups start so.
 GROUPS = "group "
 # Groups stand in this order, others by their name before them.
@@ -55,7 +57,7 @@ class Group:
             figure = self.figures[name]
             if gap is None or figure is None or gap.value >= -LARGE_GAP:
                 continue
-            sure = "" if gap.high < 0 else "; chance alone could make such a gap"
+            sure = "" if gap.high < 0 else BY_CHANCE
             found.append(
                 f"{self.attribute} {self.name}: {_WORDS[name]} {figure.value:.3f}, {-gap.value:.3f} below all photos "
                 f"({-gap.high:.3f} to {-gap.low:.3f}{sure})"
@@ -64,6 +66,17 @@ class Group:
 
 
 _WORDS = {"roc_auc": "ROC-AUC", "recall": "sensitivity", "specificity": "specificity"}
+
+
+def in_short(warnings: Sequence[str]) -> list[str]:
+    """Warnings for a person: what chance does not explain first, one line each, and the rest in one line.
+
+    Args:
+        warnings: As `Group.warnings` words them, and others.
+    """
+    sure = [warning for warning in warnings if BY_CHANCE not in warning]
+    doubtful = [warning.split(" below all photos")[0] + " below" for warning in warnings if BY_CHANCE in warning]
+    return [*sure, *([f"gaps that chance alone could make: {'; '.join(doubtful)}"] if doubtful else [])]
 
 
 def age_bands(age_years: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.str_]:

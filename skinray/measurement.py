@@ -11,7 +11,7 @@ import scipy.special
 from skinray.bundle import Labels, OperatingPoints
 from skinray.calibration import Calibration, at_prevalence, expected_calibration_error_by_chance, predictive_values
 from skinray.counts import CalibrationCounts, ClassCounts, Measure, ScoreCounts, ThresholdCounts
-from skinray.groups import GROUPS, Group, attributes_of, group_measures, judged_groups
+from skinray.groups import GROUPS, Group, attributes_of, group_measures, in_short, judged_groups
 from skinray.intervals import Clusters, Resampled, resample
 from skinray.metrics import confusion_matrix
 
@@ -129,7 +129,7 @@ def figures_in_words(metrics: Mapping[str, Any]) -> list[str]:
         *(told(name, figures[name]) for name in ("roc_auc", "pr_auc", "partial_auc", "brier", "ece") if name in figures),
         f"at {default}, score {point['threshold']:.3f}:",
         *(told(f"  {name}", point[name]) for name in ("recall", "specificity", "precision", "f1", "accuracy")),
-        *(f"warning: {warning}" for warning in metrics["warnings"]),
+        *(f"warning: {warning}" for warning in in_short(metrics["warnings"])),
     ]
 
 

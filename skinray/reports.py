@@ -11,6 +11,7 @@ import sklearn.metrics
 from skinray.audit import leaks_in_words
 from skinray.bundle import OperatingPoints
 from skinray.calibration import Reliability
+from skinray.groups import in_short
 
 NOT_A_DEVICE = "Research software, not a medical device. The output is not a diagnosis."
 
@@ -114,7 +115,7 @@ def _evaluation_in_card(metrics: Mapping[str, Any]) -> list[str]:
         *_lesions_in_card(metrics["lesions"], told),
         "",
         *(
-            ["Judged worse than the rest:", "", *(f"- {warning}" for warning in metrics["warnings"]), ""]
+            ["Judged worse than the rest:", "", *(f"- {warning}" for warning in in_short(metrics["warnings"])), ""]
             if metrics["warnings"]
             else []
         ),

@@ -37,6 +37,7 @@ def metrics_of(labels: Labels, **changes: Any) -> dict[str, Any]:
         "leaks_in_training": {},
         "overlap_with_training": {},
         "left_out_for_overlap": 0,
+        "contradicting_labels": 0,
         "statuses": {"scored": 600},
         "gate_failures": [],
         "external": None,
@@ -66,6 +67,10 @@ def test_the_page_has_the_figures_and_the_photos(labels: Labels) -> None:
     assert ("By diagnosis" in text) == (labels is MANY)
     for name in ("sensitivity_95", "cd" * 32, "ef" * 32, "1234abcd", '"seed": 7'):
         assert name in text
+    assert "where 1 % are malignant" in text
+    there = metrics["operating_points"]["youden"]["at_prevalence"][1]
+    assert f"<td>{there['npv']:.4f}</td>" in text
+    assert f"<td>{there['risk_at_threshold']:.4f}</td>" in text
     assert "The data set names no patients." in text
     assert "not a medical device" in text
 
@@ -106,6 +111,7 @@ def test_what_comes_from_the_data_is_escaped() -> None:
         ({"gate_failures": ["roc_auc is 0.800, below 0.9"]}, "does not pass its gate: roc_auc is 0.800, below 0.9"),
         ({"leaks": {"lesions across splits": 3}}, "the data set leaks: 3 lesions across splits"),
         ({"overlap_with_training": {"patients": 2}}, "2 patients were trained on"),
+        ({"contradicting_labels": 155}, "the data set contradicts itself: 155 photos or lesions"),
         ({"left_out_for_overlap": 12}, "12 photos that share something with the training data are left out"),
         ({"overlap_with_training": None}, "overlap with it could not be looked for"),
         ({"statuses": {"scored": 590, "failed": 10}}, "10 photos failed: they are in no figure"),

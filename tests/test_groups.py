@@ -6,7 +6,7 @@ import pytest
 import sklearn.metrics
 
 from skinray.counts import Measure, ScoreCounts, ThresholdCounts
-from skinray.groups import LEAST_PHOTOS, UNKNOWN, Group, age_bands, attributes_of, group_measures, judged_groups
+from skinray.groups import LEAST_PHOTOS, UNKNOWN, Group, age_bands, attributes_of, group_measures, in_short, judged_groups
 from skinray.intervals import Clusters, resample
 
 
@@ -86,3 +86,16 @@ def test_a_group_that_is_judged_worse_is_named_and_the_others_are_not(judged: di
     assert unknown.photos < LEAST_PHOTOS
     assert set(unknown.figures.values()) == {None}
     assert unknown.warnings() == []
+
+
+def test_what_chance_could_have_made_is_told_last_and_in_one_line() -> None:
+    warnings = [
+        "age under 30: ROC-AUC 0.700, 0.200 below all photos (-0.010 to 0.300; chance alone could make such a gap)",
+        "sex female: ROC-AUC 0.500, 0.400 below all photos (0.300 to 0.500)",
+        "site face: sensitivity 0.600, 0.100 below all photos (-0.100 to 0.300; chance alone could make such a gap)",
+    ]
+    assert in_short(warnings) == [
+        warnings[1],
+        "gaps that chance alone could make: age under 30: ROC-AUC 0.700, 0.200 below; site face: sensitivity 0.600, 0.100 below",
+    ]
+    assert in_short([]) == []
