@@ -224,7 +224,8 @@ class ScoreSettings(ClassifySettings):
     image_id: Literal["path", "stem"] = "path"
     """What names a loose photo: its path below the input, or its file name without the ending."""
     rows_per_block: int = Field(256, ge=1, le=512)
-    """Photos read, decoded and scored as one block; one Parquet file a block."""
+    """Photos read, decoded and scored as one block, but no more than a fiftieth of them; a killed run goes on behind its last
+    whole block."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
     """Share of unusable photos above which the command ends with exit code 3."""
 

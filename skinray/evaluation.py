@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skinray import storage
+from skinray.block_files import drop_blocks
 from skinray.bundle import Bundle, Labels, calibration_of, load_bundle
 from skinray.calibration import at_prevalence
 from skinray.config import SPLITS, EvaluateSettings, SplitName
@@ -69,6 +70,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     predictions_uri = storage.join(output, "predictions", f"model_id={bundle.model_id}")
     summary, files = write_predictions(bundle, list_shards(dataset, splits_of(settings)), settings, predictions_uri)
     rows = read_rows(predictions_uri, [file["path"] for file in files])
+    drop_blocks(predictions_uri)
     scored = rows[(rows["status"] == "scored") & ~rows["image_id"].isin(left_out)]
     judged = _described(scored.reset_index(drop=True), dataset)
     labels = bundle.labels

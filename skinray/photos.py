@@ -20,7 +20,7 @@ import math
 import posixpath
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,10 +41,27 @@ from skinray.skin_tone import ita_degrees
 # A hair less than a core, so that one decode task a core and an actor fit on every machine, even one with a single core;
 # asking for another share than the actor also keeps Ray from fusing the two.
 DECODE_CPUS = 0.95
+# A listing of files has at least so many blocks, or one a photo.
+_LEAST_BLOCKS = 50
 
 Block = dict[str, npt.NDArray[Any]]
 
 _SHARD_COLUMNS = ["image_id", "label", "age", "sex", "site"]
+
+
+@dataclass(frozen=True)
+class PlannedBlock:
+    """Photos that are read, decoded and scored together.
+
+    Attributes:
+        first_index: Where the first of them stands in the listing.
+        rows: How many.
+        plan: What its task needs to read them.
+    """
+
+    first_index: int
+    rows: int
+    plan: pa.Table
 
 
 @dataclass(frozen=True)
@@ -54,18 +71,24 @@ class Listing:
     Attributes:
         rows: Number of photos.
         bytes: Their size as stored.
-        blocks: One table a block: what its task needs to read it.
+        blocks: All of them, in order.
         from_shards: True when the blocks are row groups of shards, False when they are lists of files.
     """
 
     rows: int
     bytes: int
-    blocks: list[pa.Table]
+    blocks: tuple[PlannedBlock, ...]
     from_shards: bool
 
 
 def list_photos(input_uri: str, rows_per_block: int, image_id: Literal["path", "stem"]) -> Listing:
     """Lists what is to be scored: a prepared data set's photos, or every image file below a folder or prefix.
+
+    Args:
+        input_uri: A prepared data set, or a folder or prefix of image files.
+        rows_per_block: Most photos in one block of files; of few files there are fewer, so that what a killed run loses is
+            no more than a fiftieth of it.
+        image_id: What names a photo.
 
     Raises:
         StorageError: Nothing is there, or it has no image file.
@@ -87,10 +110,30 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: Literal["path", "
             "index": pa.array(range(len(paths)), pa.int64()),
             "image_id": names,
             "image_uri": [storage.join(input_uri, path) for path in paths],
+            "file_bytes": pa.array([sizes[path] for path in paths], pa.int64()),
         }
     )
-    blocks = [table.slice(start, rows_per_block) for start in range(0, len(paths), rows_per_block)]
-    return Listing(rows=len(paths), bytes=sum(sizes.values()), blocks=blocks, from_shards=False)
+    return _listed(table, min(rows_per_block, max(1, len(paths) // _LEAST_BLOCKS)))
+
+
+def _listed(table: pa.Table, rows_per_block: int) -> Listing:
+    plans = [table.slice(start, rows_per_block) for start in range(0, len(table), rows_per_block)]
+    blocks = tuple(PlannedBlock(plan["index"][0].as_py(), len(plan), plan) for plan in plans)
+    return Listing(rows=len(table), bytes=pa.compute.sum(table["file_bytes"]).as_py(), blocks=blocks, from_shards=False)
+
+
+def write_listing(listing: Listing, uri: str) -> None:
+    """Writes down a listing of files, one row group a block."""
+    with storage.writing(uri) as file, pq.ParquetWriter(file, listing.blocks[0].plan.schema, compression="zstd") as writer:
+        for block in listing.blocks:
+            writer.write_table(block.plan, row_group_size=block.rows)
+
+
+def read_listing(uri: str) -> Listing:
+    """What `write_listing` wrote: the same photos in the same blocks."""
+    with storage.reading(uri) as file:
+        table = pq.ParquetFile(file)
+        return _listed(table.read(), table.metadata.row_group(0).num_rows)
 
 
 def list_shards(dataset: PreparedDataset, splits: Sequence[SplitName]) -> Listing:
@@ -100,21 +143,28 @@ def list_shards(dataset: PreparedDataset, splits: Sequence[SplitName]) -> Listin
         for file in dataset.files(split):
             uri = storage.join(dataset.uri, file.path)
             for group, rows in enumerate(file.row_groups):
-                blocks.append(pa.table({"uri": [uri], "row_group": [group], "first_index": [index]}))
+                plan = pa.table({"uri": [uri], "row_group": [group], "first_index": [index]})
+                blocks.append(PlannedBlock(index, rows, plan))
                 index += rows
             size += file.bytes
-    return Listing(rows=index, bytes=size, blocks=blocks, from_shards=True)
+    return Listing(rows=index, bytes=size, blocks=tuple(blocks), from_shards=True)
 
 
-def decoded_photos(listing: Listing, preprocessing: Preprocessing) -> ray.data.Dataset:
+def decoded_photos(listing: Listing, preprocessing: Preprocessing, without: Container[int] = ()) -> ray.data.Dataset:
     """Reads and decodes a listing on CPU tasks, a block at a time.
+
+    Args:
+        listing: What to read.
+        preprocessing: How to decode it.
+        without: First indices of blocks to leave out.
 
     Returns:
         Blocks as described at the top of this module.
     """
     read = _read_row_groups if listing.from_shards else _read_files
+    plans = [block.plan for block in listing.blocks if block.first_index not in without]
     decode = functools.partial(_read_and_decode, read=read, preprocessing=preprocessing)
-    return ray.data.from_arrow(listing.blocks).map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
+    return ray.data.from_arrow(plans).map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
 
 
 def _suffix(path: str) -> str:
@@ -146,7 +196,8 @@ def _read_and_decode(plan: pa.Table, read: Any, preprocessing: Preprocessing) ->
 
 
 def _read_files(plan: pa.Table) -> tuple[list[dict[str, Any]], list[bytes | Exception]]:
-    rows = [{**row, "label": "", "age": math.nan, "sex": "", "site": ""} for row in plan.to_pylist()]
+    known = plan.select(["index", "image_id", "image_uri"]).to_pylist()
+    rows = [{**row, "label": "", "age": math.nan, "sex": "", "site": ""} for row in known]
     return rows, storage.read_many([row["image_uri"] for row in rows])
 
 

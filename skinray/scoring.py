@@ -1,36 +1,41 @@
-"""The bulk pipeline: list -> read and decode (CPU tasks) -> classify (actors) -> write Parquet, block by block.
+"""The bulk pipeline: list -> read and decode (CPU tasks) -> classify (actors) -> write, block by block -> merge -> publish.
 
-A block that comes in leaves as one Parquet file, written under its own name in one piece, so a task that Ray runs again
-replaces its own file and adds no row. The driver counts rows as blocks finish and publishes the run's manifest only
-when every listed photo is one row.
+A block that comes in leaves as one file under its own name, written in one piece: a task that Ray runs again replaces its
+own file and adds no row, and a run that was killed, whatever of it, goes on with the blocks that have no file yet. The run is
+published when every listed photo is one row.
 
-    <output>/model_id=.../scored_date=.../run_id=.../part-000000000.parquet ...   named by its first photo's index
-    <output>/model_id=.../scored_date=.../run_id=.../_manifest.json               written last: what makes the run exist
+    <output>/model_id=.../scored_date=.../run_id=.../_listing.pq      the photos and their blocks, for loose files
+    <output>/model_id=.../scored_date=.../run_id=.../_blocks/         a file a block, while the run goes on
+    <output>/model_id=.../scored_date=.../run_id=.../part-00000.parquet ...
+    <output>/model_id=.../scored_date=.../run_id=.../_manifest.json   written last: what makes the run exist
 """
 
 import datetime
-import io
 import math
 import time
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
 from skinray import storage
+from skinray.block_files import BlockResult, drop_blocks, finished_blocks, merge_blocks, write_block
 from skinray.bundle import Bundle, load_bundle
 from skinray.classifier import Classifier, use_threads
 from skinray.clinical import encode_clinical
 from skinray.config import ClassifySettings, ScoreSettings
 from skinray.errors import ConfigError, ScoringError
-from skinray.photos import DECODE_CPUS, Block, Listing, decoded_photos, list_photos
+from skinray.photos import DECODE_CPUS, Block, Listing, decoded_photos, list_photos, read_listing, write_listing
 from skinray.predictions import prediction_rows
-from skinray.telemetry import Progress
+from skinray.screening_runs import alive, open_run
+from skinray.shards import is_dataset, open_dataset
+from skinray.telemetry import Progress, say
+
+LISTING_NAME = "_listing.pq"
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,9 @@ class RunSummary:
         statuses: Rows by status.
         errors: Rows by error code.
         flagged: Rows at or above the operating point.
+        resumed_rows: Those of them that a killed run of the same command had scored.
         seconds: From the start of the pipeline to its last block.
-        rows_per_second: Over the same time, start-up included.
+        rows_per_second: Of the others, over the same time, start-up included.
         start_up_seconds: Until the first photo was classified.
         head_start_rows: Photos that were decoded in that time already.
     """
@@ -54,6 +60,7 @@ class RunSummary:
     statuses: dict[str, int]
     errors: dict[str, int]
     flagged: int
+    resumed_rows: int
     seconds: float
     rows_per_second: float
     start_up_seconds: float
@@ -81,13 +88,29 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary
         ScoringError: The rows written are not the photos listed; nothing is published.
     """
     bundle = load_bundle(settings.bundle)
+    source = open_dataset(settings.input) if is_dataset(settings.input) else None
+    # Before the run's folder is claimed: an input without photos leaves nothing behind.
     listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
-    run_id = settings.run_id or now.strftime("%Y%m%dT%H%M%S%fZ")
-    run_uri = storage.join(
-        settings.output, f"model_id={bundle.model_id}", f"scored_date={now.date().isoformat()}", f"run_id={run_id}"
-    )
-    storage.claim_folder(run_uri, "predictions", settings.recorded())
-    summary, files = write_predictions(bundle, listing, settings, run_uri)
+    run_uri = open_run(settings, bundle.model_id, source.sha256 if source else None, now)
+    with alive(run_uri):
+        if source is None:
+            listing = _noted(listing, storage.join(run_uri, LISTING_NAME))
+        summary, files = write_predictions(bundle, listing, settings, run_uri)
+    _publish(bundle, settings, now, summary, files)
+    return summary
+
+
+def _noted(listing: Listing, uri: str) -> Listing:
+    """The listing of the run that is gone on with; else this one, written down for the next who does."""
+    if storage.exists(uri):
+        return read_listing(uri)
+    write_listing(listing, uri)
+    return listing
+
+
+def _publish(
+    bundle: Bundle, settings: ScoreSettings, now: datetime.datetime, summary: RunSummary, files: list[dict[str, Any]]
+) -> None:
     manifest = {
         "kind": "skinray-predictions",
         "schema_version": 1,
@@ -101,69 +124,86 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary
         "flagged": summary.flagged,
         "seconds": round(summary.seconds, 1),
         "files": files,
+        "resumed_rows": summary.resumed_rows,
         "settings": settings.recorded(),
     }
-    storage.publish_folder(run_uri, manifest)
-    return summary
+    storage.publish_folder(summary.uri, manifest)
+    drop_blocks(summary.uri)
 
 
 def write_predictions(
     bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str
 ) -> tuple[RunSummary, list[dict[str, Any]]]:
-    """Runs a listing through a bundle and writes one Parquet file a block.
+    """Runs what a listing has and the folder has not yet through a bundle, and writes all of it as Parquet files.
 
     Args:
         bundle: The verified bundle.
         listing: The photos.
         settings: Actors, threads, batch.
-        run_uri: The folder for the files.
+        run_uri: The folder for the files; blocks of the same listing and bundle that lie there already are done. Who publishes
+            it calls `drop_blocks` then.
 
     Returns:
-        What became of the photos, and each file's path, rows and SHA-256.
+        What became of the photos, and each file's path, rows, bytes and SHA-256.
 
     Raises:
         ScoringError: The rows written are not the photos listed.
     """
-    progress = Progress("score", total=listing.rows, unit="photos")
+    done = finished_blocks(run_uri, ((block.first_index, block.rows) for block in listing.blocks))
+    resumed_rows = sum(result.rows for result in done.values())
+    if resumed_rows:
+        say(f"score: {resumed_rows:,} of {listing.rows:,} photos are done already")
+    progress = Progress("score", total=listing.rows - resumed_rows, unit="photos")
     started = time.time()  # not monotonic: it is compared with the clocks of other processes
     decoded: list[tuple[float, int]] = []
     first_classified = math.inf
-    statuses: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-    files: list[dict[str, Any]] = []
-    flagged, seconds = 0, 0.0
-    for block in classified_blocks(bundle, listing, settings, run_uri).iter_rows():
-        files.append({name: block[name] for name in ("path", "rows", "bytes", "sha256")})
-        statuses.update({"scored": block["rows"] - block["failed"], "failed": block["failed"]})
-        errors.update(code for code in block["error_codes"].split(",") if code)
-        flagged += block["flagged"]
-        decoded.append((block["decoded_at"], block["rows"]))
+    seconds, failed = 0.0, 0
+    blocks = classified_blocks(bundle, listing, settings, run_uri, done).iter_rows() if resumed_rows < listing.rows else []
+    for block in blocks:
+        result = BlockResult.decoded(block["result"])
+        done[result.first_index] = result
+        decoded.append((block["decoded_at"], result.rows))
         first_classified = min(first_classified, block["classified_from"])
         seconds = time.time() - started  # to the last block; what follows is the pipeline's taking down
-        progress.advance(block["rows"], f"{statuses['failed']:,} failed" if statuses["failed"] else "")
+        failed += result.statuses.get("failed", 0)
+        progress.advance(result.rows, f"{failed:,} failed" if failed else "")
     progress.close()
-    written = sum(file["rows"] for file in files)
-    if written != listing.rows or len({file["path"] for file in files}) != len(files):
+    planned = {block.first_index: block.rows for block in listing.blocks}
+    if {first: result.rows for first, result in done.items()} != planned:
+        written = sum(result.rows for result in done.values())
         raise ScoringError(f"{run_uri}: {listing.rows} photos were listed but {written} rows written; run it again")
-    storage.check_written(run_uri, {file["path"]: file["bytes"] for file in files})
-    summary = RunSummary(
+    results = [done[first] for first in planned]
+    files = merge_blocks(run_uri, results)
+    statuses: Counter[str] = sum((Counter(result.statuses) for result in results), Counter())
+    errors: Counter[str] = sum((Counter(result.errors) for result in results), Counter())
+    return RunSummary(
         uri=run_uri,
         rows=listing.rows,
-        statuses={status: count for status, count in sorted(statuses.items()) if count},
+        statuses=dict(sorted(statuses.items())),
         errors=dict(sorted(errors.items())),
-        flagged=flagged,
+        flagged=sum(result.flagged for result in results),
+        resumed_rows=resumed_rows,
         seconds=seconds,
-        rows_per_second=listing.rows / seconds,
-        start_up_seconds=first_classified - started,
+        rows_per_second=(listing.rows - resumed_rows) / seconds if seconds else 0.0,
+        start_up_seconds=first_classified - started if decoded else 0.0,
         head_start_rows=sum(rows for ready, rows in decoded if ready < first_classified),
-    )
-    return summary, sorted(files, key=lambda file: str(file["path"]))
+    ), files
 
 
-def classified_blocks(bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str) -> ray.data.Dataset:
-    """The pipeline itself, not yet running: one row a block that says what was written."""
+def classified_blocks(
+    bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str, without: Container[int] = ()
+) -> ray.data.Dataset:
+    """The pipeline itself, not yet running: one row a block that says what was written.
+
+    Args:
+        bundle: The verified bundle.
+        listing: The photos.
+        settings: Actors, threads, batch.
+        run_uri: The folder for the blocks' files.
+        without: First indices of blocks to leave out.
+    """
     actors, threads = _actors(settings)
-    return decoded_photos(listing, bundle.preprocessing).map_batches(
+    return decoded_photos(listing, bundle.preprocessing, without).map_batches(
         _ClassifyAndWrite,
         batch_size=None,
         batch_format="numpy",
@@ -216,19 +256,9 @@ class _ClassifyAndWrite:
             pixels, clinical = pixels[usable], clinical[usable]
         probabilities = self.classifier.probabilities(pixels, clinical)
         rows = prediction_rows(block, probabilities, bundle, bundle.operating_points.default)
-        buffer = io.BytesIO()
-        pq.write_table(rows, buffer, compression="zstd")
-        encoded = buffer.getvalue()
-        path = f"part-{int(block['index'][0]):09d}.parquet"
-        storage.write_bytes(storage.join(self.run_uri, path), encoded)
+        result = write_block(self.run_uri, int(block["index"][0]), rows)
         return {
-            "path": [path],
-            "rows": [rows.num_rows],
-            "bytes": [len(encoded)],
-            "sha256": [storage.sha256_of(encoded)],
-            "failed": [int(np.count_nonzero(~usable))],
+            "result": [result.encoded()],
             "decoded_at": [float(block["decoded_at"][0])],
             "classified_from": [classified_from],
-            "error_codes": [",".join(block["error_code"][~usable].tolist())],
-            "flagged": [sum(1 for flag in rows["flagged"].to_pylist() if flag)],
         }

@@ -308,6 +308,8 @@ def _score(settings: ScoreSettings) -> int:
     for code, count in summary.errors.items():
         print(f"  {code}: {count:,}")
     print(f"{summary.flagged:,} flagged, {summary.rows_per_second:.1f} photos/s with start-up")
+    if summary.resumed_rows:
+        print(f"{summary.resumed_rows:,} of the photos had been scored before the run was cut off")
     print(f"predictions {summary.uri}")
     if summary.bad_fraction > settings.max_bad_fraction:
         limit = f"--max-bad-fraction {settings.max_bad_fraction:.1%}"

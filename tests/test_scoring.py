@@ -1,10 +1,15 @@
 import datetime
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from skinray import storage
@@ -71,9 +76,36 @@ def test_the_manifest_is_written_last_and_names_files_that_hold_what_it_says(
     assert manifest["rows"] == 60 == sum(file["rows"] for file in manifest["files"])
     for file in manifest["files"]:
         assert storage.sha256_of(storage.read_bytes(storage.join(summary.uri, file["path"]))) == file["sha256"]
-    assert not (Path(summary.uri) / storage.INCOMPLETE_NAME).exists()
+    left = sorted(path.name for path in Path(summary.uri).iterdir())
+    assert left == ["_listing.pq", storage.MANIFEST_NAME, "part-00000.parquet"], "of blocks and markers nothing is left"
     with pytest.raises(OutputExistsError, match="night"):
         score_archive(settings_for(trained, archive, tmp_path, run_id="night"), NOW)
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_after_the_driver_was_killed(
+    trained: TrainedModel, drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--bundle", trained.bundle_uri, "--input", str(drawn_photos), "--output", str(tmp_path / "scores")]
+    script = Path(__file__).parents[1] / "jobs" / "score.py"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, str(script), *settings], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while len(written := list((tmp_path / "scores").rglob("*.block"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    driver.kill()
+    driver.wait(timeout=30)
+    assert 5 <= len(written) < 60, "it was killed in the middle"
+    done = sum(pq.read_metadata(path).num_rows for path in written)
+    summary = score_archive(ScoreSettings(bundle=trained.bundle_uri, input=settings[3], output=settings[5]), NOW)
+    assert "goes on with" in capsys.readouterr().err
+    assert summary.resumed_rows >= done, "nothing that was done is done again"
+    rows = pd.read_parquet(summary.uri)
+    names = [path.relative_to(drawn_photos).as_posix() for path in drawn_photos.rglob("*.jpg")]
+    assert sorted(rows["image_id"]) == sorted(names), "none lost and none twice"
+    assert len(list((tmp_path / "scores").rglob(storage.MANIFEST_NAME))) == 1
 
 
 def test_shards_and_the_loose_files_they_were_made_from_give_the_same_scores(
