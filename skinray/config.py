@@ -226,8 +226,18 @@ class ScoreSettings(ClassifySettings):
     rows_per_block: int = Field(256, ge=1, le=512)
     """Photos read, decoded and scored as one block, but no more than a fiftieth of them; a killed run goes on behind its last
     whole block."""
+    only_new: bool = False
+    """Leave out what a published run of the same bundle below the output has already, as its file is now; of loose files."""
+    retry: Literal["failed"] | None = None
+    """Take only the photos that the newest published run of the same bundle that had them could not read."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
     """Share of unusable photos above which the command ends with exit code 3."""
+
+    @model_validator(mode="after")
+    def _one_selection(self) -> "ScoreSettings":
+        if self.only_new and self.retry:
+            raise ValueError("only_new leaves out what failed before, retry takes it: give one of them")
+        return self
 
 
 class ServeSettings(VerbSettings):

@@ -80,6 +80,10 @@ class Listing:
     blocks: tuple[PlannedBlock, ...]
     from_shards: bool
 
+    def table(self) -> pa.Table:
+        """All of a listing of files: index, image_id, image_uri, file_bytes and file_version of each."""
+        return pa.concat_tables(block.plan for block in self.blocks)
+
 
 def list_photos(input_uri: str, rows_per_block: int, image_id: Literal["path", "stem"]) -> Listing:
     """Lists what is to be scored: a prepared data set's photos, or every image file below a folder or prefix.
@@ -96,10 +100,10 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: Literal["path", "
     """
     if is_dataset(input_uri):
         return list_shards(open_dataset(input_uri), SPLITS)
-    sizes = {path: size for path, size in storage.list_files(input_uri).items() if _suffix(path) in SUFFIXES}
-    if not sizes:
+    entries = {path: entry for path, entry in storage.list_entries(input_uri).items() if _suffix(path) in SUFFIXES}
+    if not entries:
         raise StorageError(f"{input_uri} holds no image files ({', '.join(sorted(SUFFIXES))})")
-    paths = list(sizes)
+    paths = list(entries)
     names = [posixpath.splitext(posixpath.basename(path))[0] for path in paths] if image_id == "stem" else paths
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
@@ -110,13 +114,24 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: Literal["path", "
             "index": pa.array(range(len(paths)), pa.int64()),
             "image_id": names,
             "image_uri": [storage.join(input_uri, path) for path in paths],
-            "file_bytes": pa.array([sizes[path] for path in paths], pa.int64()),
+            "file_bytes": pa.array([entry.size for entry in entries.values()], pa.int64()),
+            "file_version": [entry.version for entry in entries.values()],
         }
     )
-    return _listed(table, min(rows_per_block, max(1, len(paths) // _LEAST_BLOCKS)))
+    return listed(table, rows_per_block)
 
 
-def _listed(table: pa.Table, rows_per_block: int) -> Listing:
+def listed(table: pa.Table, rows_per_block: int) -> Listing:
+    """A listing of files.
+
+    Args:
+        table: index, image_id, image_uri, file_bytes and file_version of each; not empty.
+        rows_per_block: As `list_photos` takes it.
+    """
+    return _in_blocks(table, min(rows_per_block, max(1, len(table) // _LEAST_BLOCKS)))
+
+
+def _in_blocks(table: pa.Table, rows_per_block: int) -> Listing:
     plans = [table.slice(start, rows_per_block) for start in range(0, len(table), rows_per_block)]
     blocks = tuple(PlannedBlock(plan["index"][0].as_py(), len(plan), plan) for plan in plans)
     return Listing(rows=len(table), bytes=pa.compute.sum(table["file_bytes"]).as_py(), blocks=blocks, from_shards=False)
@@ -133,7 +148,7 @@ def read_listing(uri: str) -> Listing:
     """What `write_listing` wrote: the same photos in the same blocks."""
     with storage.reading(uri) as file:
         table = pq.ParquetFile(file)
-        return _listed(table.read(), table.metadata.row_group(0).num_rows)
+        return _in_blocks(table.read(), table.metadata.row_group(0).num_rows)
 
 
 def list_shards(dataset: PreparedDataset, splits: Sequence[SplitName]) -> Listing:

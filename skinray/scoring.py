@@ -6,10 +6,14 @@ published when every listed photo is one row.
 
     <output>/model_id=.../scored_date=.../run_id=.../_listing.pq      the photos and their blocks, for loose files
     <output>/model_id=.../scored_date=.../run_id=.../_blocks/         a file a block, while the run goes on
+    <output>/model_id=.../scored_date=.../run_id=.../_progress.json   where it stands, for a scheduler
+    <output>/model_id=.../scored_date=.../run_id=.../_ledger.pq       what became of each loose file; see skinray.ledger
     <output>/model_id=.../scored_date=.../run_id=.../part-00000.parquet ...
     <output>/model_id=.../scored_date=.../run_id=.../_manifest.json   written last: what makes the run exist
 """
 
+import contextlib
+import dataclasses
 import datetime
 import math
 import time
@@ -28,14 +32,17 @@ from skinray.bundle import Bundle, load_bundle
 from skinray.classifier import Classifier, use_threads
 from skinray.clinical import encode_clinical
 from skinray.config import ClassifySettings, ScoreSettings
-from skinray.errors import ConfigError, ScoringError
-from skinray.photos import DECODE_CPUS, Block, Listing, decoded_photos, list_photos, read_listing, write_listing
+from skinray.errors import ConfigError, ScoringError, StorageError
+from skinray.ledger import read_ledger, select, write_ledger
+from skinray.photos import DECODE_CPUS, Block, Listing, decoded_photos, list_photos, listed, read_listing, write_listing
 from skinray.predictions import prediction_rows
 from skinray.screening_runs import alive, open_run
 from skinray.shards import is_dataset, open_dataset
 from skinray.telemetry import Progress, say
 
 LISTING_NAME = "_listing.pq"
+# For a scheduler: where the run stands, a few times a minute.
+PROGRESS_NAME = "_progress.json"
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class RunSummary:
     """What became of a run's photos.
 
     Attributes:
-        uri: The run's folder.
+        uri: The run's folder; "" when there was nothing to do.
         rows: Photos listed, each one row.
         statuses: Rows by status.
         errors: Rows by error code.
@@ -53,6 +60,7 @@ class RunSummary:
         rows_per_second: Of the others, over the same time, start-up included.
         start_up_seconds: Until the first photo was classified.
         head_start_rows: Photos that were decoded in that time already.
+        skipped_rows: Photos of the input that were left out, as asked for; in no other figure.
     """
 
     uri: str
@@ -65,11 +73,17 @@ class RunSummary:
     rows_per_second: float
     start_up_seconds: float
     head_start_rows: int
+    skipped_rows: int = 0
+
+    @staticmethod
+    def of_nothing(skipped_rows: int) -> "RunSummary":
+        """Of a command that finds nothing to do, and makes no run."""
+        return RunSummary("", 0, {}, {}, 0, 0, 0.0, 0.0, 0.0, 0, skipped_rows)
 
     @property
     def bad_fraction(self) -> float:
         """Share of the photos that have no score."""
-        return 1 - self.statuses.get("scored", 0) / self.rows
+        return 1 - self.statuses.get("scored", 0) / self.rows if self.rows else 0.0
 
 
 def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary:
@@ -91,13 +105,25 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary
     source = open_dataset(settings.input) if is_dataset(settings.input) else None
     # Before the run's folder is claimed: an input without photos leaves nothing behind.
     listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
+    skipped_rows = 0
+    if settings.only_new or settings.retry:
+        if source is not None:
+            raise ConfigError(f"{settings.input} is a prepared data set and is scored as a whole: no only_new, no retry")
+        chosen = select(listing.table(), read_ledger(settings.output, bundle.model_id), "new" if settings.only_new else "failed")
+        skipped_rows = listing.rows - len(chosen)
+        say(f"score: {skipped_rows:,} of {listing.rows:,} photos need nothing")
+        if not len(chosen):
+            return RunSummary.of_nothing(skipped_rows)
+        listing = listed(chosen, settings.rows_per_block)
     run_uri = open_run(settings, bundle.model_id, source.sha256 if source else None, now)
     with alive(run_uri):
         if source is None:
             listing = _noted(listing, storage.join(run_uri, LISTING_NAME))
         summary, files = write_predictions(bundle, listing, settings, run_uri)
-    _publish(bundle, settings, now, summary, files)
-    return summary
+        if source is None:
+            write_ledger(run_uri, listing, files, now)
+        _publish(bundle, settings, now, summary, files, skipped_rows)
+    return dataclasses.replace(summary, skipped_rows=skipped_rows)
 
 
 def _noted(listing: Listing, uri: str) -> Listing:
@@ -109,7 +135,12 @@ def _noted(listing: Listing, uri: str) -> Listing:
 
 
 def _publish(
-    bundle: Bundle, settings: ScoreSettings, now: datetime.datetime, summary: RunSummary, files: list[dict[str, Any]]
+    bundle: Bundle,
+    settings: ScoreSettings,
+    now: datetime.datetime,
+    summary: RunSummary,
+    files: list[dict[str, Any]],
+    skipped_rows: int,
 ) -> None:
     manifest = {
         "kind": "skinray-predictions",
@@ -125,6 +156,7 @@ def _publish(
         "seconds": round(summary.seconds, 1),
         "files": files,
         "resumed_rows": summary.resumed_rows,
+        "skipped_rows": skipped_rows,
         "settings": settings.recorded(),
     }
     storage.publish_folder(summary.uri, manifest)
@@ -153,11 +185,18 @@ def write_predictions(
     resumed_rows = sum(result.rows for result in done.values())
     if resumed_rows:
         say(f"score: {resumed_rows:,} of {listing.rows:,} photos are done already")
-    progress = Progress("score", total=listing.rows - resumed_rows, unit="photos")
+    failed = 0
+
+    def tell(state: dict[str, Any]) -> None:
+        state |= {"resumed": resumed_rows, "failed": failed, "at": time.time()}
+        with contextlib.suppress(StorageError):  # what only tells may fail
+            storage.write_json(storage.join(run_uri, PROGRESS_NAME), state)
+
+    progress = Progress("score", total=listing.rows - resumed_rows, unit="photos", told=tell)
     started = time.time()  # not monotonic: it is compared with the clocks of other processes
     decoded: list[tuple[float, int]] = []
     first_classified = math.inf
-    seconds, failed = 0.0, 0
+    seconds = 0.0
     blocks = classified_blocks(bundle, listing, settings, run_uri, done).iter_rows() if resumed_rows < listing.rows else []
     for block in blocks:
         result = BlockResult.decoded(block["result"])

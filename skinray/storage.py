@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec
 import pandas as pd
@@ -215,14 +215,31 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
+class Entry(NamedTuple):
+    """A file of a listing.
+
+    Attributes:
+        size: In bytes.
+        version: Changes whenever the content does: an object's ETag, a local file's time of change.
+    """
+
+    size: int
+    version: str
+
+
 def list_files(uri: str) -> dict[str, int]:
+    """Every file below a folder or prefix, as `list_entries` has them -> size in bytes."""
+    return {path: entry.size for path, entry in list_entries(uri).items()}
+
+
+def list_entries(uri: str) -> dict[str, Entry]:
     """Every file below a folder or prefix, at any depth, without hidden files and folders.
 
     Args:
         uri: A folder or prefix.
 
     Returns:
-        Path relative to `uri`, with `/`, sorted -> size in bytes.
+        Path relative to `uri`, with `/`, sorted -> what is known of it without reading it.
 
     Raises:
         StorageError: Nothing is there, or it cannot be read.
@@ -230,25 +247,31 @@ def list_files(uri: str) -> dict[str, int]:
     with _explained(uri, "list"):
         root = path_of(uri)
         if is_remote(uri):
-            entries = filesystem(uri).find(root, detail=True)
-            if not entries or root in entries:
-                raise StorageError(f"cannot list {uri}: {'it is not a folder' if entries else 'it does not exist'}")
-            sizes = {path[len(root) :].lstrip("/"): int(entry["size"]) for path, entry in entries.items()}
+            found = filesystem(uri).find(root, detail=True)
+            if not found or root in found:
+                raise StorageError(f"cannot list {uri}: {'it is not a folder' if found else 'it does not exist'}")
+            entries = {
+                path[len(root) :].lstrip("/"): Entry(
+                    int(each["size"]), str(each.get("ETag") or each.get("LastModified")).strip('"')
+                )
+                for path, each in found.items()
+            }
         else:
             if not os.path.isdir(root):
                 raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
-            sizes = {path[len(root) :].lstrip("/"): size for path, size in _walk(root)}
-    return {path: size for path, size in sorted(sizes.items()) if not _is_hidden(path)}
+            entries = {path[len(root) :].lstrip("/"): entry for path, entry in _walk(root)}
+    return {path: entry for path, entry in sorted(entries.items()) if not _is_hidden(path)}
 
 
-def _walk(root: str) -> Iterator[tuple[str, int]]:
-    """Path and size of every file below a local folder; links count as what they point to, but folders are not followed."""
+def _walk(root: str) -> Iterator[tuple[str, Entry]]:
+    """Every file below a local folder; links count as what they point to, but folders are not followed."""
     with os.scandir(root) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(entry.path)
             elif entry.is_file():
-                yield entry.path, entry.stat().st_size
+                about = entry.stat()
+                yield entry.path, Entry(about.st_size, str(about.st_mtime_ns))
 
 
 def _is_hidden(relative_path: str) -> bool:

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 class Progress:
@@ -16,12 +17,20 @@ class Progress:
         unit: Of what.
         interval_s: Seconds between two lines.
         clock: Seconds that only grow.
+        told: Called with `state()` whenever a line is said.
     """
 
     def __init__(
-        self, stage: str, total: int, unit: str, interval_s: float = 5.0, clock: Callable[[], float] = time.monotonic
+        self,
+        stage: str,
+        total: int,
+        unit: str,
+        interval_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+        told: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.stage, self.total, self.unit = stage, total, unit
+        self._told = told
         self.done = 0
         self._interval_s, self._clock = interval_s, clock
         self._started = self._said = clock()
@@ -37,6 +46,22 @@ class Progress:
         if now - self._said >= self._interval_s or self.done >= self.total:
             self._said = now
             say(self._line(now, note))
+            if self._told is not None:
+                self._told(self.state())
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, as JSON values: done, total, seconds, and per_s and seconds_left as soon as they can be told."""
+        now = self._clock()
+        rate = self._rate(now)
+        return {
+            "stage": self.stage,
+            "unit": self.unit,
+            "done": self.done,
+            "total": self.total,
+            "seconds": round(now - self._started, 1),
+            "per_s": rate and round(rate, 1),
+            "seconds_left": rate and round((self.total - self.done) / rate),
+        }
 
     def close(self) -> None:
         """Says how long it took when the last line did not."""
@@ -46,12 +71,17 @@ class Progress:
     def _line(self, now: float, note: str) -> str:
         share = self.done / self.total if self.total else 1.0
         line = f"{self.stage}: {self.done:,} of {self.total:,} {self.unit} ({share:.0%}), {now - self._started:.0f} s"
-        if self._first and now - self._first[0] >= 0.5 and self.done >= 2 * self._first[1]:
-            rate = (self.done - self._first[1]) / (now - self._first[0])
+        rate = self._rate(now)
+        if rate is not None:
             line += f", {rate:.1f} {self.unit}/s"
             if self.done < self.total:
                 line += f", {(self.total - self.done) / rate:.0f} s left"
         return f"{line}, {note}" if note else line
+
+    def _rate(self, now: float) -> float | None:
+        if self._first is None or now - self._first[0] < 0.5 or self.done < 2 * self._first[1]:
+            return None
+        return (self.done - self._first[1]) / (now - self._first[0])
 
 
 def say(line: str) -> None:

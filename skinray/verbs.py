@@ -304,6 +304,9 @@ def _score(settings: ScoreSettings) -> int:
 
     with ray_session():
         summary = score_archive(settings, datetime.datetime.now(datetime.UTC))
+    if not summary.rows:
+        print(f"nothing to do: {summary.skipped_rows:,} photos need no score")
+        return 0
     print(f"{summary.rows:,} photos: " + ", ".join(f"{count:,} {status}" for status, count in summary.statuses.items()))
     for code, count in summary.errors.items():
         print(f"  {code}: {count:,}")

@@ -77,9 +77,50 @@ def test_the_manifest_is_written_last_and_names_files_that_hold_what_it_says(
     for file in manifest["files"]:
         assert storage.sha256_of(storage.read_bytes(storage.join(summary.uri, file["path"]))) == file["sha256"]
     left = sorted(path.name for path in Path(summary.uri).iterdir())
-    assert left == ["_listing.pq", storage.MANIFEST_NAME, "part-00000.parquet"], "of blocks and markers nothing is left"
+    assert left == ["_ledger.pq", "_listing.pq", storage.MANIFEST_NAME, "_progress.json", "part-00000.parquet"], (
+        "no blocks, no markers"
+    )
+    progress = storage.read_json(storage.join(summary.uri, "_progress.json"))
+    assert (progress["done"], progress["total"], progress["failed"]) == (60, 60, 5)
     with pytest.raises(OutputExistsError, match="night"):
         score_archive(settings_for(trained, archive, tmp_path, run_id="night"), NOW)
+
+
+@pytest.mark.slow
+def test_a_night_costs_what_is_new_and_what_failed_can_be_taken_again(
+    trained: TrainedModel, archive: Path, drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "archive", tmp_path / "scores"
+    shutil.copytree(archive, source)
+    asked = ["score", "--bundle", trained.bundle_uri, "--input", str(source), "--output", str(output), "--max-bad-fraction", "1"]
+
+    def night(*more: str) -> pd.DataFrame:
+        """The rows of the run that the command made; of none when it made none."""
+        before = set(output.rglob(storage.MANIFEST_NAME))
+        assert main([*asked, *more]) == 0
+        made = set(output.rglob(storage.MANIFEST_NAME)) - before
+        return pd.concat([pd.read_parquet(manifest.parent) for manifest in made]) if made else pd.DataFrame()
+
+    first = night("--only-new")
+    assert len(first) == 60
+    failed = set(first["image_id"][first["status"] == "failed"])
+    assert night("--only-new").empty
+    assert "nothing to do: 60 photos need no score" in capsys.readouterr().out
+
+    new, changed = source / "new.jpg", source / min(set(first["image_id"]) - failed)
+    others = sorted((drawn_photos / "images").iterdir())[100:102]
+    shutil.copy(others[0], new)
+    changed.write_bytes(others[1].read_bytes())
+    second = night("--only-new")
+    assert set(second["image_id"]) == {"new.jpg", str(changed.relative_to(source))}
+    assert second.set_index("image_id").loc["new.jpg", "image_sha256"] == storage.sha256_of(others[0].read_bytes())
+
+    mended = min(failed)
+    shutil.copy(others[0], source / mended)
+    third = night("--retry", "failed")
+    assert set(third["image_id"]) == failed
+    assert set(third["image_id"][third["status"] == "scored"]) == {mended}
+    assert set(night("--retry", "failed")["image_id"]) == failed - {mended}
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Progress lines: few of them, with a rate and an honest estimate."""
 
 import os
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,22 @@ def test_one_line_every_few_seconds_however_often_it_advances(clock: Clock, caps
 def test_no_line_before_the_first_interval_has_passed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     run(clock, Progress("score", 100, "photos", interval_s=5, clock=clock), steps=4, seconds_each=1)
     assert said(capsys) == []
+
+
+def test_what_is_said_is_told_as_numbers_too(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[dict[str, Any]] = []
+    run(clock, Progress("score", 100, "photos", interval_s=5, clock=clock, told=told.append), steps=10, seconds_each=2, count=5)
+    assert len(told) == len(said(capsys))
+    assert [state["done"] for state in told] == [15, 30, 45]
+    assert told[-1] == {
+        "stage": "score",
+        "unit": "photos",
+        "done": 45,
+        "total": 100,
+        "seconds": 18.0,
+        "per_s": 2.5,
+        "seconds_left": 22,
+    }
 
 
 def test_slow_steps_are_said_one_by_one(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

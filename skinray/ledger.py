@@ -1,0 +1,106 @@
+"""What a model has scored already, of all its published runs: so that a night costs what is new.
+
+    <run>/_ledger.pq   one row a photo of the run: its file as it was, its hash, what became of it
+
+A photo is known when a run has a row of the same name, file size and file version (an object's ETag, a local file's time of
+change); of several rows the newest run's counts. The ledgers of the runs are all the state there is: a run that was removed
+is scored again, and one that was not published never counts.
+"""
+
+import datetime
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from skinray import storage
+from skinray.photos import Listing
+
+LEDGER_NAME = "_ledger.pq"
+_STARTED_KEY = b"started_at"
+_KEY = ("image_id", "file_bytes", "file_version")
+
+Selection = Literal["all", "new", "failed"]
+
+
+def write_ledger(run_uri: str, listing: Listing, files: Sequence[dict[str, Any]], started_at: datetime.datetime) -> None:
+    """Writes what became of a listing's photos; before the run is published.
+
+    Args:
+        run_uri: The run's folder.
+        listing: Its photos, loose files.
+        files: The run's prediction files, whose rows stand in the order of the listing.
+        started_at: When the run began, with its time zone.
+    """
+    listed = listing.table().select(_KEY)
+    filesystem = storage.arrow_filesystem(run_uri)
+    outcome = pa.concat_tables(
+        pq.read_table(
+            storage.path_of(storage.join(run_uri, file["path"])),
+            columns=["image_id", "image_sha256", "status"],
+            filesystem=filesystem,
+            partitioning=None,
+        )
+        for file in files
+    )
+    if not outcome["image_id"].equals(listed["image_id"]):
+        raise ValueError(f"{run_uri}: rows do not stand in the order of the listing")
+    table = listed.append_column("image_sha256", outcome["image_sha256"]).append_column("status", outcome["status"])
+    with storage.writing(storage.join(run_uri, LEDGER_NAME)) as file:
+        stamped = table.replace_schema_metadata({_STARTED_KEY: started_at.isoformat().encode()})
+        pq.write_table(stamped, file, compression="zstd", use_dictionary=["status"])
+
+
+def read_ledger(output: str, model_id: str) -> pa.Table:
+    """What the model's published runs below `output` know: image_id, file_bytes, file_version, image_sha256, status; one row a
+    photo, of the newest run that has it."""
+    model_uri = storage.join(output, f"model_id={model_id}")
+    there = set(storage.list_files(model_uri)) if storage.exists(model_uri) else set()
+    published = [path.removesuffix(storage.MANIFEST_NAME) for path in there if path.endswith(f"/{storage.MANIFEST_NAME}")]
+    tables = [_read(storage.join(model_uri, folder, LEDGER_NAME)) for folder in published if folder + LEDGER_NAME in there]
+    newest_first = sorted(tables, key=lambda table: (table.schema.metadata or {})[_STARTED_KEY], reverse=True)
+    if not newest_first:
+        return _EMPTY
+    joined = pa.concat_tables(table.replace_schema_metadata(None) for table in newest_first)
+    place = pa.array(range(len(joined)), pa.int64())
+    first = joined.append_column("place", place).group_by("image_id").aggregate([("place", "min")])
+    return joined.take(first["place_min"].sort())
+
+
+_EMPTY = pa.table(
+    {
+        "image_id": pa.array([], pa.string()),
+        "file_bytes": pa.array([], pa.int64()),
+        "file_version": pa.array([], pa.string()),
+        "image_sha256": pa.array([], pa.string()),
+        "status": pa.array([], pa.string()),
+    }
+)
+
+
+def _read(uri: str) -> pa.Table:
+    return pq.read_table(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri), partitioning=None)
+
+
+def select(listed: pa.Table, ledger: pa.Table, selection: Selection) -> pa.Table:
+    """The photos of a listing that are to be scored.
+
+    Args:
+        listed: As `Listing.table` has it.
+        ledger: From `read_ledger`.
+        selection: all; new: without those that are known as they are, whatever became of them; failed: those whose newest row
+            has failed, as their files are now.
+
+    Returns:
+        Rows of `listed`, in its order, numbered anew.
+    """
+    if selection == "new":
+        rows = listed.join(ledger.select(_KEY), list(_KEY), join_type="left anti")
+    elif selection == "failed":
+        failed = ledger.filter(pa.compute.equal(ledger["status"], "failed")).select(["image_id"])
+        rows = listed.join(failed, "image_id", join_type="left semi")
+    else:
+        return listed
+    rows = rows.sort_by("index").select(listed.column_names)
+    return rows.set_column(rows.column_names.index("index"), "index", pa.array(range(len(rows)), pa.int64()))

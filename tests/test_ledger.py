@@ -1,0 +1,108 @@
+"""What is known is what a published run has, as the file is now; nothing else."""
+
+import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from skinray import storage
+from skinray.config import ScoreSettings
+from skinray.ledger import read_ledger, select, write_ledger
+from skinray.photos import listed
+
+FIRST = datetime.datetime(2026, 11, 20, 2, 0, tzinfo=datetime.UTC)
+SECOND = datetime.datetime(2026, 11, 21, 2, 0, tzinfo=datetime.UTC)
+
+
+def listing_of(files: dict[str, tuple[int, str]]) -> pa.Table:
+    """image_id -> size and version."""
+    return pa.table(
+        {
+            "index": pa.array(range(len(files)), pa.int64()),
+            "image_id": pa.array(list(files), pa.string()),
+            "image_uri": pa.array([f"/archive/{name}" for name in files], pa.string()),
+            "file_bytes": pa.array([size for size, _ in files.values()], pa.int64()),
+            "file_version": pa.array([version for _, version in files.values()], pa.string()),
+        }
+    )
+
+
+def run(
+    output: Path,
+    name: str,
+    when: datetime.datetime,
+    files: dict[str, tuple[int, str]],
+    failed: tuple[str, ...] = (),
+    published: bool = True,
+) -> None:
+    """A run of two files of predictions that scored all but what failed."""
+    folder = output / "model_id=abc" / f"run_id={name}"
+    folder.mkdir(parents=True)
+    rows = pa.table(
+        {
+            "image_id": list(files),
+            "image_sha256": [f"hash of {file} {version}" for file, (_, version) in files.items()],
+            "status": ["failed" if file in failed else "scored" for file in files],
+        }
+    )
+    half = len(rows) // 2
+    parts = [("a.parquet", rows.slice(0, half)), ("b.parquet", rows.slice(half))]
+    for path, part in parts:
+        pq.write_table(part, folder / path)
+    write_ledger(str(folder), listed(listing_of(files), 2), [{"path": path} for path, _ in parts], when)
+    if published:
+        storage.publish_folder(str(folder), {})
+
+
+def names(table: pa.Table) -> list[str]:
+    chosen: list[str] = table["image_id"].to_pylist()
+    assert table["index"].to_pylist() == list(range(len(table)))
+    return chosen
+
+
+def test_nothing_is_known_where_nothing_was_scored(tmp_path: Path) -> None:
+    files = listing_of({"a": (1, "v"), "b": (2, "v")})
+    assert names(select(files, read_ledger(str(tmp_path / "none"), "abc"), "new")) == ["a", "b"]
+    assert names(select(files, read_ledger(str(tmp_path / "none"), "abc"), "failed")) == []
+
+
+def test_new_and_changed_photos_are_taken_and_known_ones_are_not(tmp_path: Path) -> None:
+    run(tmp_path, "1", FIRST, {"a": (1, "v"), "b": (2, "v"), "c": (3, "v"), "d": (4, "v")}, failed=("d",))
+    now = listing_of({"e": (9, "v"), "d": (4, "v"), "c": (3, "w"), "b": (7, "v"), "a": (1, "v")})
+    chosen = select(now, read_ledger(str(tmp_path), "abc"), "new")
+    assert names(chosen) == ["e", "c", "b"], "new, another version, another size; in the order of the listing"
+    assert chosen.schema == now.schema
+    assert names(select(now, read_ledger(str(tmp_path), "another model"), "new")) == names(now)
+    assert names(select(now, read_ledger(str(tmp_path), "abc"), "all")) == names(now)
+
+
+def test_the_newest_run_that_has_a_photo_counts_whatever_it_is_called(tmp_path: Path) -> None:
+    run(tmp_path, "z", FIRST, {"a": (1, "v"), "b": (2, "v"), "c": (3, "v")}, failed=("a", "b"))
+    run(tmp_path, "y", SECOND, {"a": (1, "w"), "d": (4, "v")}, failed=("d",))
+    now = listing_of({"a": (1, "w"), "b": (2, "v"), "c": (3, "v"), "d": (4, "v")})
+    assert names(select(now, read_ledger(str(tmp_path), "abc"), "failed")) == ["b", "d"]
+    assert names(select(listing_of({"a": (1, "v")}), read_ledger(str(tmp_path), "abc"), "new")) == ["a"], "as it was before"
+
+
+def test_a_run_that_is_not_published_does_not_count(tmp_path: Path) -> None:
+    run(tmp_path, "1", FIRST, {"a": (1, "v")}, published=False)
+    assert names(select(listing_of({"a": (1, "v")}), read_ledger(str(tmp_path), "abc"), "new")) == ["a"]
+
+
+def test_rows_that_are_not_the_listings_are_not_noted(tmp_path: Path) -> None:
+    run(tmp_path, "1", FIRST, {"a": (1, "v"), "b": (2, "v")})
+    folder = tmp_path / "model_id=abc" / "run_id=1"
+    with pytest.raises(ValueError, match="order of the listing"):
+        write_ledger(
+            str(folder),
+            listed(listing_of({"b": (2, "v"), "a": (1, "v")}), 2),
+            [{"path": "a.parquet"}, {"path": "b.parquet"}],
+            FIRST,
+        )
+
+
+def test_what_is_new_and_what_failed_are_not_asked_for_at_once() -> None:
+    with pytest.raises(ValueError, match="give one of them"):
+        ScoreSettings(bundle="b", input="i", output="o", only_new=True, retry="failed")
