@@ -206,8 +206,8 @@ def _fit(
 
     manifest = dataset.manifest
     weighted = settings.balance == "class_weights"
-    # On this machine, so that the loss of another one with its node does not silence the run.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # On this machine, so that the loss of another one does not end the run; soft affinity puts it elsewhere now and then.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     report = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     plan = WorkerPlan(
         settings=settings,
