@@ -172,7 +172,7 @@ def test_blocks_carry_what_the_data_set_says_of_age_sex_and_site(prepared: Prepa
     assert {found["age"].isna().any(), (found["sex"] == "").any(), (found["site"] == "").any()} == {True}
 
 
-def test_of_loose_files_nothing_is_known(archive: Path) -> None:
+def test_of_loose_files_nothing_is_known(ray_cluster: None, archive: Path) -> None:
     listing = list_photos(str(archive), 16, "path")
     for block in decoded_photos(listing, Preprocessing(image_size_px=16)).iter_batches(batch_size=None, batch_format="numpy"):
         assert np.isnan(block["age"]).all()
