@@ -18,7 +18,7 @@ import datetime
 import math
 import time
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,28 +185,7 @@ def write_predictions(
     resumed_rows = sum(result.rows for result in done.values())
     if resumed_rows:
         say(f"score: {resumed_rows:,} of {listing.rows:,} photos are done already")
-    failed = 0
-
-    def tell(state: dict[str, Any]) -> None:
-        state |= {"resumed": resumed_rows, "failed": failed, "at": time.time()}
-        with contextlib.suppress(StorageError):  # what only tells may fail
-            storage.write_json(storage.join(run_uri, PROGRESS_NAME), state)
-
-    progress = Progress("score", total=listing.rows - resumed_rows, unit="photos", told=tell)
-    started = time.time()  # not monotonic: it is compared with the clocks of other processes
-    decoded: list[tuple[float, int]] = []
-    first_classified = math.inf
-    seconds = 0.0
-    blocks = classified_blocks(bundle, listing, settings, run_uri, done).iter_rows() if resumed_rows < listing.rows else []
-    for block in blocks:
-        result = BlockResult.decoded(block["result"])
-        done[result.first_index] = result
-        decoded.append((block["decoded_at"], result.rows))
-        first_classified = min(first_classified, block["classified_from"])
-        seconds = time.time() - started  # to the last block; what follows is the pipeline's taking down
-        failed += result.statuses.get("failed", 0)
-        progress.advance(result.rows, f"{failed:,} failed" if failed else "")
-    progress.close()
+    times = _run_pipeline(bundle, listing, settings, run_uri, done) if resumed_rows < listing.rows else _Times(0.0, 0.0, 0.0, ())
     planned = {block.first_index: block.rows for block in listing.blocks}
     if {first: result.rows for first, result in done.items()} != planned:
         written = sum(result.rows for result in done.values())
@@ -215,6 +194,7 @@ def write_predictions(
     files = merge_blocks(run_uri, results)
     statuses: Counter[str] = sum((Counter(result.statuses) for result in results), Counter())
     errors: Counter[str] = sum((Counter(result.errors) for result in results), Counter())
+    seconds = times.ended - times.started
     return RunSummary(
         uri=run_uri,
         rows=listing.rows,
@@ -224,9 +204,54 @@ def write_predictions(
         resumed_rows=resumed_rows,
         seconds=seconds,
         rows_per_second=(listing.rows - resumed_rows) / seconds if seconds else 0.0,
-        start_up_seconds=first_classified - started if decoded else 0.0,
-        head_start_rows=sum(rows for ready, rows in decoded if ready < first_classified),
+        start_up_seconds=times.first_classified - times.started,
+        head_start_rows=sum(rows for ready, rows in times.decoded if ready < times.first_classified),
     ), files
+
+
+@dataclass(frozen=True)
+class _Times:
+    """When what happened in a pipeline, in seconds since 1970, because it happened in many processes.
+
+    Attributes:
+        started: Of the pipeline.
+        first_classified: Of the first photo's forward pass.
+        ended: Of its last block; what follows is its taking down.
+        decoded: When each block was ready, and how many photos it has.
+    """
+
+    started: float
+    first_classified: float
+    ended: float
+    decoded: Sequence[tuple[float, int]]
+
+
+def _run_pipeline(
+    bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str, done: dict[int, BlockResult]
+) -> _Times:
+    """Scores the blocks that are not in `done`, and adds them to it as they come."""
+    resumed_rows = sum(result.rows for result in done.values())
+    failed = 0
+
+    def tell(state: dict[str, Any]) -> None:
+        state |= {"resumed": resumed_rows, "failed": failed, "at": time.time()}
+        with contextlib.suppress(StorageError):  # what only tells may fail
+            storage.write_json(storage.join(run_uri, PROGRESS_NAME), state)
+
+    progress = Progress("score", total=listing.rows - resumed_rows, unit="photos", told=tell)
+    started = ended = time.time()
+    first_classified = math.inf
+    decoded = []
+    for block in classified_blocks(bundle, listing, settings, run_uri, frozenset(done)).iter_rows():
+        result = BlockResult.decoded(block["result"])
+        done[result.first_index] = result
+        decoded.append((block["decoded_at"], result.rows))
+        first_classified = min(first_classified, block["classified_from"])
+        ended = time.time()
+        failed += result.statuses.get("failed", 0)
+        progress.advance(result.rows, f"{failed:,} failed" if failed else "")
+    progress.close()
+    return _Times(started, first_classified, ended, decoded)
 
 
 def classified_blocks(
