@@ -1,10 +1,11 @@
 """Where photos come from: loose files or shards -> a Ray Dataset of decoded blocks.
 
-A block is one unit of work from end to end: it is read and decoded by one task, and stays one block behind it. Each of
-its rows is one photo, usable or not: a photo that cannot be read or decoded is a row with an error code and black
-pixels, never an exception.
+A block is what is scored and written as one; a task reads and decodes one or several, so that many small ones cost little.
+Each row is one photo, usable or not: a photo that cannot be read or decoded is a row with an error code and black pixels,
+never an exception.
 
     index         int64, position in the listing or data set, from 0
+    block         int64, index of the first photo of its block
     image_id, image_uri, image_sha256, label                    str ("" when unknown)
     width_px, height_px                                         int64 (0 when unknown)
     error_code, error_detail                                    str ("" for a usable photo)
@@ -43,6 +44,9 @@ from skinray.skin_tone import ita_degrees
 DECODE_CPUS = 0.95
 # A listing of files has at least so many blocks, or one a photo.
 _LEAST_BLOCKS = 50
+# Of few files there are about so many tasks, so that decoding and scoring overlap.
+_LEAST_TASKS = 8
+_TASK_KEY = b"rows_per_task"
 
 Block = dict[str, npt.NDArray[Any]]
 
@@ -72,12 +76,14 @@ class Listing:
         rows: Number of photos.
         bytes: Their size as stored.
         blocks: All of them, in order.
+        rows_per_task: Blocks are read and decoded together up to so many photos; one block always is.
         from_shards: True when the blocks are row groups of shards, False when they are lists of files.
     """
 
     rows: int
     bytes: int
     blocks: tuple[PlannedBlock, ...]
+    rows_per_task: int
     from_shards: bool
 
     def table(self) -> pa.Table:
@@ -128,18 +134,21 @@ def listed(table: pa.Table, rows_per_block: int) -> Listing:
         table: index, image_id, image_uri, file_bytes and file_version of each; not empty.
         rows_per_block: As `list_photos` takes it.
     """
-    return _in_blocks(table, min(rows_per_block, max(1, len(table) // _LEAST_BLOCKS)))
+    small = max(1, len(table) // _LEAST_BLOCKS)
+    return _in_blocks(table, min(rows_per_block, small), min(rows_per_block, max(small, len(table) // _LEAST_TASKS)))
 
 
-def _in_blocks(table: pa.Table, rows_per_block: int) -> Listing:
+def _in_blocks(table: pa.Table, rows_per_block: int, rows_per_task: int) -> Listing:
     plans = [table.slice(start, rows_per_block) for start in range(0, len(table), rows_per_block)]
     blocks = tuple(PlannedBlock(plan["index"][0].as_py(), len(plan), plan) for plan in plans)
-    return Listing(rows=len(table), bytes=pa.compute.sum(table["file_bytes"]).as_py(), blocks=blocks, from_shards=False)
+    size = pa.compute.sum(table["file_bytes"]).as_py()
+    return Listing(rows=len(table), bytes=size, blocks=blocks, rows_per_task=rows_per_task, from_shards=False)
 
 
 def write_listing(listing: Listing, uri: str) -> None:
     """Writes down a listing of files, one row group a block."""
-    with storage.writing(uri) as file, pq.ParquetWriter(file, listing.blocks[0].plan.schema, compression="zstd") as writer:
+    schema = listing.blocks[0].plan.schema.with_metadata({_TASK_KEY: str(listing.rows_per_task).encode()})
+    with storage.writing(uri) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for block in listing.blocks:
             writer.write_table(block.plan, row_group_size=block.rows)
 
@@ -147,8 +156,10 @@ def write_listing(listing: Listing, uri: str) -> None:
 def read_listing(uri: str) -> Listing:
     """What `write_listing` wrote: the same photos in the same blocks."""
     with storage.reading(uri) as file:
-        table = pq.ParquetFile(file)
-        return _in_blocks(table.read(), table.metadata.row_group(0).num_rows)
+        written = pq.ParquetFile(file)
+        table = written.read()
+        rows_per_task = int(table.schema.metadata[_TASK_KEY])
+        return _in_blocks(table.replace_schema_metadata(None), written.metadata.row_group(0).num_rows, rows_per_task)
 
 
 def list_shards(dataset: PreparedDataset, splits: Sequence[SplitName]) -> Listing:
@@ -162,7 +173,7 @@ def list_shards(dataset: PreparedDataset, splits: Sequence[SplitName]) -> Listin
                 blocks.append(PlannedBlock(index, rows, plan))
                 index += rows
             size += file.bytes
-    return Listing(rows=index, bytes=size, blocks=tuple(blocks), from_shards=True)
+    return Listing(rows=index, bytes=size, blocks=tuple(blocks), rows_per_task=1, from_shards=True)
 
 
 def decoded_photos(listing: Listing, preprocessing: Preprocessing, without: Container[int] = ()) -> ray.data.Dataset:
@@ -174,12 +185,30 @@ def decoded_photos(listing: Listing, preprocessing: Preprocessing, without: Cont
         without: First indices of blocks to leave out.
 
     Returns:
-        Blocks as described at the top of this module.
+        Rows as described at the top of this module, a batch a task.
     """
     read = _read_row_groups if listing.from_shards else _read_files
-    plans = [block.plan for block in listing.blocks if block.first_index not in without]
+    plans = [
+        pa.concat_tables(block.plan.append_column("block", pa.array([block.first_index] * len(block.plan))) for block in some)
+        for some in _tasks(listing, without)
+    ]
     decode = functools.partial(_read_and_decode, read=read, preprocessing=preprocessing)
     return ray.data.from_arrow(plans).map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
+
+
+def _tasks(listing: Listing, without: Container[int]) -> list[list[PlannedBlock]]:
+    """The blocks that are not left out, in order, those that are read together."""
+    tasks: list[list[PlannedBlock]] = []
+    rows = listing.rows_per_task
+    for block in listing.blocks:
+        if block.first_index in without:
+            continue
+        if rows + block.rows > listing.rows_per_task:
+            tasks.append([])
+            rows = 0
+        tasks[-1].append(block)
+        rows += block.rows
+    return tasks
 
 
 def _suffix(path: str) -> str:
@@ -211,7 +240,7 @@ def _read_and_decode(plan: pa.Table, read: Any, preprocessing: Preprocessing) ->
 
 
 def _read_files(plan: pa.Table) -> tuple[list[dict[str, Any]], list[bytes | Exception]]:
-    known = plan.select(["index", "image_id", "image_uri"]).to_pylist()
+    known = plan.select(["index", "block", "image_id", "image_uri"]).to_pylist()
     rows = [{**row, "label": "", "age": math.nan, "sex": "", "site": ""} for row in known]
     return rows, storage.read_many([row["image_uri"] for row in rows])
 
@@ -229,5 +258,14 @@ def _read_row_groups(plan: pa.Table) -> tuple[list[dict[str, Any]], list[bytes |
             age = math.nan if row["age"] is None else row["age"]
             image_id = row["image_id"]
             index = group["first_index"] + offset
-            rows.append({"index": index, "image_id": image_id, "image_uri": f"{uri}#{image_id}", "age": age, **known})
+            rows.append(
+                {
+                    "index": index,
+                    "block": group["block"],
+                    "image_id": image_id,
+                    "image_uri": f"{uri}#{image_id}",
+                    "age": age,
+                    **known,
+                }
+            )
     return rows, contents

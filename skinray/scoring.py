@@ -22,6 +22,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
@@ -301,7 +302,7 @@ def _actors(settings: ClassifySettings) -> tuple[int, int]:
 
 
 class _ClassifyAndWrite:
-    """The actor: holds the bundle; a decoded block in, its Parquet file written, one row about it out."""
+    """The actor: holds the bundle; decoded blocks in, each one's file written, one row about each out."""
 
     def __init__(self, bundle_uri: str, model_id: str, batch_size: int, threads: int, run_uri: str) -> None:
         use_threads(threads)
@@ -311,8 +312,17 @@ class _ClassifyAndWrite:
         self.classifier = Classifier(bundle, batch_size)
         self.run_uri = run_uri
 
-    def __call__(self, block: Block) -> dict[str, list[Any]]:
-        classified_from = time.time()
+    def __call__(self, decoded: Block) -> dict[str, list[Any]]:
+        about: dict[str, list[Any]] = {"result": [], "decoded_at": [], "classified_from": []}
+        starts = np.flatnonzero(np.diff(decoded["block"], prepend=-1))
+        for start, end in zip(starts, [*starts[1:], len(decoded["block"])], strict=True):
+            about["classified_from"].append(time.time())
+            about["decoded_at"].append(float(decoded["decoded_at"][start]))
+            block = {name: column[start:end] for name, column in decoded.items()}
+            about["result"].append(self._scored(block).encoded())
+        return about
+
+    def _scored(self, block: Block) -> BlockResult:
         bundle = self.classifier.bundle
         usable = block["error_code"] == ""
         pixels, clinical = block["pixels"], encode_clinical(block["age"], block["sex"], block["site"])
@@ -320,9 +330,4 @@ class _ClassifyAndWrite:
             pixels, clinical = pixels[usable], clinical[usable]
         probabilities = self.classifier.probabilities(pixels, clinical)
         rows = prediction_rows(block, probabilities, bundle, bundle.operating_points.default)
-        result = write_block(self.run_uri, int(block["index"][0]), rows)
-        return {
-            "result": [result.encoded()],
-            "decoded_at": [float(block["decoded_at"][0])],
-            "classified_from": [classified_from],
-        }
+        return write_block(self.run_uri, int(block["block"][0]), rows)
