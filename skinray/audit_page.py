@@ -56,6 +56,8 @@ _UNREADABLE = {
     "corrupt": "damaged",
     "too_large": "more pixels than are decoded",
     "burned_in": "identifying text is part of the picture",
+    "corrupt_shard": "its shard cannot be read to the end",
+    "changed": "was written anew meanwhile",
 }
 
 

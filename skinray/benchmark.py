@@ -34,7 +34,7 @@ from skinray.bundle import Labels, OperatingPoint, OperatingPoints, load_bundle,
 from skinray.config import BenchmarkSettings, ClassifySettings
 from skinray.errors import StorageError
 from skinray.images import Preprocessing, decode_photo
-from skinray.photos import list_photos
+from skinray.listing import list_photos
 from skinray.scoring import write_predictions
 from skinray.synthetic import draw_dataset
 from skinray.telemetry import say

@@ -22,9 +22,9 @@ from skinray.errors import ConfigError, StorageError
 from skinray.evaluation import read_rows
 from skinray.firewall import check_no_leaks
 from skinray.intervals import Clusters, Estimate, resample
+from skinray.listing import list_dataset
 from skinray.metrics import roc_auc
 from skinray.operating_points import choose_operating_points
-from skinray.photos import list_shards
 from skinray.reports import model_card
 from skinray.scoring import write_predictions
 from skinray.shards import PreparedDataset, open_dataset, read_photos
@@ -155,7 +155,7 @@ def _check_members(members: list[Bundle], dataset: PreparedDataset) -> None:
 
 def _validated(bundle: Bundle, dataset: PreparedDataset, settings: EnsembleSettings) -> pd.DataFrame:
     predictions_uri = storage.join(settings.output, "draft", "predictions")
-    _, files = write_predictions(bundle, list_shards(dataset, ("validation",)), settings, predictions_uri)
+    _, files = write_predictions(bundle, list_dataset(dataset, ("validation",)), settings, predictions_uri)
     rows = read_rows(predictions_uri, [file["path"] for file in files])
     known = read_photos(dataset)[["image_id", "lesion_id"]]
     columns = ["image_id", "lesion_id", "label", *(f"prob_{code}" for code in bundle.labels.codes), "malignancy_score"]

@@ -16,7 +16,18 @@ ImageError               one photo cannot be used: a row with `error_code`, neve
 
 from typing import Literal
 
-ImageErrorCode = Literal["missing", "unreadable", "empty", "not_an_image", "truncated", "corrupt", "too_large", "burned_in"]
+ImageErrorCode = Literal[
+    "missing",
+    "unreadable",
+    "empty",
+    "not_an_image",
+    "truncated",
+    "corrupt",
+    "too_large",
+    "burned_in",
+    "corrupt_shard",
+    "changed",
+]
 
 
 class SkinrayError(Exception):

@@ -26,13 +26,13 @@ from skinray.errors import ConfigError, DatasetError
 from skinray.evaluation_report import write_report
 from skinray.firewall import check_no_leaks, check_no_overlap, find_overlap
 from skinray.gate import failures, read_gate
+from skinray.listing import list_dataset
 from skinray.measurement import measure_predictions
 from skinray.patients import broken_promises, lesion_table, measure_lesions
-from skinray.photos import list_shards
+from skinray.provenance import code_commit
 from skinray.reports import NOT_A_DEVICE
 from skinray.scoring import RunSummary, write_predictions
 from skinray.shards import PreparedDataset, open_dataset, read_photos
-from skinray.training_export import code_commit
 
 METRICS_NAME = "metrics.json"
 JUDGED_NAME = "judged.parquet"
@@ -68,7 +68,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     output = storage.normalize(settings.output)
     storage.claim_folder(output, "evaluation", settings.recorded())
     predictions_uri = storage.join(output, "predictions", f"model_id={bundle.model_id}")
-    summary, files = write_predictions(bundle, list_shards(dataset, splits_of(settings)), settings, predictions_uri)
+    summary, files = write_predictions(bundle, list_dataset(dataset, splits_of(settings)), settings, predictions_uri)
     rows = read_rows(predictions_uri, [file["path"] for file in files])
     drop_blocks(predictions_uri)
     scored = rows[(rows["status"] == "scored") & ~rows["image_id"].isin(left_out)]
@@ -191,6 +191,7 @@ def _described(rows: pd.DataFrame, dataset: PreparedDataset) -> pd.DataFrame:
     """Prediction rows with what the data set knows of their patients and lesions."""
     columns = ["image_id", "patient_id", "lesion_id", "group", "age", "sex", "site", "skin_type", "source"]
     known = read_photos(dataset).reindex(columns=columns)  # a data set prepared before knows no skin types
+    rows = rows.drop(columns=[name for name in columns[1:] if name in rows])  # the data set knows them all
     return rows.merge(known, on="image_id", how="left", validate="one_to_one").assign(
         malignant=rows["label"].isin(list(dataset.manifest.malignant))
     )

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skinray import storage
-from skinray.photos import Listing
+from skinray.listing import Listing
 
 LEDGER_NAME = "_ledger.pq"
 _STARTED_KEY = b"started_at"
@@ -29,11 +29,11 @@ def write_ledger(run_uri: str, listing: Listing, files: Sequence[dict[str, Any]]
 
     Args:
         run_uri: The run's folder.
-        listing: Its photos, loose files.
+        listing: Its photos.
         files: The run's prediction files, whose rows stand in the order of the listing.
         started_at: When the run began, with its time zone.
     """
-    listed = listing.table().select(_KEY)
+    listed = listing.photos.select(_KEY)
     filesystem = storage.arrow_filesystem(run_uri)
     outcome = pa.concat_tables(
         pq.read_table(
@@ -87,20 +87,27 @@ def select(listed: pa.Table, ledger: pa.Table, selection: Selection) -> pa.Table
     """The photos of a listing that are to be scored.
 
     Args:
-        listed: As `Listing.table` has it.
+        listed: Rows of `skinray.listing.LISTING_SCHEMA`.
         ledger: From `read_ledger`.
         selection: all; new: without those that are known as they are, whatever became of them; failed: those whose newest row
             has failed, as their files are now.
 
     Returns:
-        Rows of `listed`, in its order, numbered anew.
+        Rows of `listed`, in its order.
     """
     if selection == "new":
-        rows = listed.join(ledger.select(_KEY), list(_KEY), join_type="left anti")
+        chosen = _matchable(listed.select(["index", *_KEY])).join(
+            _matchable(ledger.select(_KEY)), list(_KEY), join_type="left anti"
+        )
     elif selection == "failed":
         failed = ledger.filter(pa.compute.equal(ledger["status"], "failed")).select(["image_id"])
-        rows = listed.join(failed, "image_id", join_type="left semi")
+        chosen = listed.select(["index", "image_id"]).join(failed, "image_id", join_type="left semi")
     else:
         return listed
-    rows = rows.sort_by("index").select(listed.column_names)
-    return rows.set_column(rows.column_names.index("index"), "index", pa.array(range(len(rows)), pa.int64()))
+    return listed.take(chosen["index"].sort())
+
+
+def _matchable(table: pa.Table) -> pa.Table:
+    """With a number for an unknown size, because Arrow joins no null to a null."""
+    sizes = pa.compute.fill_null(table["file_bytes"], -1)
+    return table.set_column(table.column_names.index("file_bytes"), "file_bytes", sizes)

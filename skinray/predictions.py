@@ -28,6 +28,11 @@ def prediction_schema(labels: Labels) -> pa.Schema:
             ("width_px", pa.int32()),
             ("height_px", pa.int32()),
             ("label", pa.string()),
+            ("patient_id", pa.string()),
+            ("lesion_id", pa.string()),
+            ("age", pa.float32()),
+            ("sex", pa.string()),
+            ("site", pa.string()),
             ("status", pa.string()),
             ("error_code", pa.string()),
             ("error_detail", pa.string()),
@@ -101,7 +106,7 @@ def prediction_rows(
     Returns:
         Rows of `prediction_schema`.
     """
-    usable = photos["error_code"] == ""
+    usable = photos["status"] == "scored"
     scores = malignancy_scores(probabilities, bundle.labels)
 
     def spread(values: npt.NDArray[Any]) -> pa.Array:
@@ -116,13 +121,13 @@ def prediction_rows(
     columns: dict[str, Any] = {name: text(name) for name in ("image_id", "image_uri", "image_sha256")}
     for name in ("width_px", "height_px"):
         columns[name] = pa.array(photos[name].astype(np.int32), mask=photos[name] == 0)
-    columns["label"] = text("label")
-    columns["status"] = pa.array(np.where(usable, "scored", "failed").tolist(), pa.string())
-    columns["error_code"], columns["error_detail"] = text("error_code"), text("error_detail")
+    for name in ("label", "patient_id", "lesion_id", "sex", "site", "status", "error_code", "error_detail"):
+        columns[name] = text(name)
     for position, code in enumerate(bundle.labels.codes):
         columns[f"prob_{code}"] = spread(probabilities[:, position])
     columns["malignancy_score"] = spread(scores)
     columns["operating_point"] = pa.array([operating_point] * len(usable), pa.string())
-    columns["ita_degrees"] = pa.array(photos["ita_degrees"].astype(np.float32), from_pandas=True)
+    for name in ("age", "ita_degrees"):
+        columns[name] = pa.array(photos[name].astype(np.float32), from_pandas=True)
     columns["flagged"] = spread(scores >= threshold_of(bundle, operating_point))
     return pa.table(columns, schema=prediction_schema(bundle.labels))

@@ -4,10 +4,10 @@ A block that comes in leaves as one file under its own name, written in one piec
 own file and adds no row, and a run that was killed, whatever of it, goes on with the blocks that have no file yet. The run is
 published when every listed photo is one row.
 
-    <output>/model_id=.../scored_date=.../run_id=.../_listing.pq      the photos and their blocks, for loose files
+    <output>/model_id=.../scored_date=.../run_id=.../_listing.pq      the photos and how they are cut into blocks
     <output>/model_id=.../scored_date=.../run_id=.../_blocks/         a file a block, while the run goes on
     <output>/model_id=.../scored_date=.../run_id=.../_progress.json   where it stands, for a scheduler
-    <output>/model_id=.../scored_date=.../run_id=.../_ledger.pq       what became of each loose file; see skinray.ledger
+    <output>/model_id=.../scored_date=.../run_id=.../_ledger.pq       what became of each photo; see skinray.ledger
     <output>/model_id=.../scored_date=.../run_id=.../part-00000.parquet ...
     <output>/model_id=.../scored_date=.../run_id=.../_manifest.json   written last: what makes the run exist
 """
@@ -28,17 +28,19 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from skinray import storage
+from skinray.audit_chain import KIND, described_file, previous_run
 from skinray.block_files import BlockResult, drop_blocks, finished_blocks, merge_blocks, write_block
 from skinray.bundle import Bundle, load_bundle
 from skinray.classifier import Classifier, use_threads
 from skinray.clinical import encode_clinical
 from skinray.config import ClassifySettings, ScoreSettings
 from skinray.errors import ConfigError, ScoringError, StorageError
-from skinray.ledger import read_ledger, select, write_ledger
-from skinray.photos import DECODE_CPUS, Block, Listing, decoded_photos, list_photos, listed, read_listing, write_listing
+from skinray.ledger import LEDGER_NAME, read_ledger, select, write_ledger
+from skinray.listing import Listing, list_photos, listed, read_listing, write_listing
+from skinray.photos import DECODE_CPUS, Block, decoded_photos
 from skinray.predictions import prediction_rows
+from skinray.provenance import code_commit, versions
 from skinray.screening_runs import alive, open_run
-from skinray.shards import is_dataset, open_dataset
 from skinray.telemetry import Progress, say
 
 LISTING_NAME = "_listing.pq"
@@ -103,26 +105,21 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary
         ScoringError: The rows written are not the photos listed; nothing is published.
     """
     bundle = load_bundle(settings.bundle)
-    source = open_dataset(settings.input) if is_dataset(settings.input) else None
     # Before the run's folder is claimed: an input without photos leaves nothing behind.
     listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
     skipped_rows = 0
     if settings.only_new or settings.retry:
-        if source is not None:
-            raise ConfigError(f"{settings.input} is a prepared data set and is scored as a whole: no only_new, no retry")
-        chosen = select(listing.table(), read_ledger(settings.output, bundle.model_id), "new" if settings.only_new else "failed")
+        chosen = select(listing.photos, read_ledger(settings.output, bundle.model_id), "new" if settings.only_new else "failed")
         skipped_rows = listing.rows - len(chosen)
         say(f"score: {skipped_rows:,} of {listing.rows:,} photos need nothing")
         if not len(chosen):
             return RunSummary.of_nothing(skipped_rows)
         listing = listed(chosen, settings.rows_per_block)
-    run_uri = open_run(settings, bundle.model_id, source.sha256 if source else None, now)
+    run_uri = open_run(settings, bundle.model_id, now)
     with alive(run_uri):
-        if source is None:
-            listing = _noted(listing, storage.join(run_uri, LISTING_NAME))
+        listing = _noted(listing, storage.join(run_uri, LISTING_NAME))
         summary, files = write_predictions(bundle, listing, settings, run_uri)
-        if source is None:
-            write_ledger(run_uri, listing, files, now)
+        write_ledger(run_uri, listing, files, now)
         _publish(bundle, settings, now, summary, files, skipped_rows)
     return dataclasses.replace(summary, skipped_rows=skipped_rows)
 
@@ -143,19 +140,25 @@ def _publish(
     files: list[dict[str, Any]],
     skipped_rows: int,
 ) -> None:
+    records = [name for name in (LISTING_NAME, LEDGER_NAME) if storage.exists(storage.join(summary.uri, name))]
     manifest = {
-        "kind": "skinray-predictions",
-        "schema_version": 1,
+        "kind": KIND,
+        "schema_version": 2,
         "model_id": bundle.model_id,
         "operating_point": bundle.operating_points.default,
         "threshold": bundle.operating_points.points[bundle.operating_points.default].threshold,
+        "code_commit": code_commit(),
+        "versions": versions(),
         "started_at": now.isoformat(),
+        "published_at": datetime.datetime.now(datetime.UTC).isoformat(),
         "rows": summary.rows,
         "statuses": summary.statuses,
         "errors": summary.errors,
         "flagged": summary.flagged,
         "seconds": round(summary.seconds, 1),
         "files": files,
+        "records": [described_file(summary.uri, name) for name in records],
+        "previous": previous_run(settings.output),
         "resumed_rows": summary.resumed_rows,
         "skipped_rows": skipped_rows,
         "settings": settings.recorded(),
@@ -182,12 +185,12 @@ def write_predictions(
     Raises:
         ScoringError: The rows written are not the photos listed.
     """
-    done = finished_blocks(run_uri, ((block.first_index, block.rows) for block in listing.blocks))
+    planned = listing.blocks()
+    done = finished_blocks(run_uri, planned.items())
     resumed_rows = sum(result.rows for result in done.values())
     if resumed_rows:
         say(f"score: {resumed_rows:,} of {listing.rows:,} photos are done already")
     times = _run_pipeline(bundle, listing, settings, run_uri, done) if resumed_rows < listing.rows else _Times(0.0, 0.0, 0.0, ())
-    planned = {block.first_index: block.rows for block in listing.blocks}
     if {first: result.rows for first, result in done.items()} != planned:
         written = sum(result.rows for result in done.values())
         raise ScoringError(f"{run_uri}: {listing.rows} photos were listed but {written} rows written; run it again")
@@ -324,7 +327,7 @@ class _ClassifyAndWrite:
 
     def _scored(self, block: Block) -> BlockResult:
         bundle = self.classifier.bundle
-        usable = block["error_code"] == ""
+        usable = block["status"] == "scored"
         pixels, clinical = block["pixels"], encode_clinical(block["age"], block["sex"], block["site"])
         if not usable.all():
             pixels, clinical = pixels[usable], clinical[usable]

@@ -27,13 +27,12 @@ _SILENT_S = 45.0
 _STEERING = ("actors", "batch_size", "cpus_per_actor", "gpus_per_actor", "max_bad_fraction", "output", "rows_per_block", "run_id")
 
 
-def open_run(settings: ScoreSettings, model_id: str, source_sha256: str | None, now: datetime.datetime) -> str:
+def open_run(settings: ScoreSettings, model_id: str, now: datetime.datetime) -> str:
     """Claims the folder of a run.
 
     Args:
         settings: Of the command.
         model_id: What scores.
-        source_sha256: Of the prepared data set that is scored; None for loose photos, which the run lists itself.
         now: The time of the start, with its time zone.
 
     Returns:
@@ -43,7 +42,7 @@ def open_run(settings: ScoreSettings, model_id: str, source_sha256: str | None, 
         OutputExistsError: A run of this name is published, was begun with other settings, or is still going on.
     """
     identity = {name: value for name, value in settings.recorded().items() if name not in _STEERING}
-    identity |= {"input": storage.normalize(settings.input), "model_id": model_id, "source_sha256": source_sha256}
+    identity |= {"input": storage.normalize(settings.input), "model_id": model_id}
     model_uri = storage.join(settings.output, f"model_id={model_id}")
     for run_uri in _unfinished(model_uri, settings.run_id):
         marker = storage.read_json(storage.join(run_uri, storage.INCOMPLETE_NAME))

@@ -16,7 +16,7 @@ import os
 import posixpath
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -113,6 +113,12 @@ def read_bytes(uri: str) -> bytes:
     """The whole content of one file."""
     with _explained(uri, "read"):
         return cast(bytes, filesystem(uri).cat_file(path_of(uri)))
+
+
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """The bytes of one file from `start` up to `end`; fewer when it ends before."""
+    with _explained(uri, "read"):
+        return cast(bytes, filesystem(uri).cat_file(path_of(uri), start=start, end=end))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -227,6 +233,23 @@ class Entry(NamedTuple):
     version: str
 
 
+def entry_of(uri: str) -> Entry:
+    """One file as `list_entries` would list it.
+
+    Raises:
+        StorageError: It is not there, or cannot be looked up.
+    """
+    with _explained(uri, "look up"):
+        if not is_remote(uri):
+            about = Path(path_of(uri)).stat()
+            return Entry(about.st_size, str(about.st_mtime_ns))
+        return _remote_entry(filesystem(uri).info(path_of(uri)))
+
+
+def _remote_entry(about: Mapping[str, Any]) -> Entry:
+    return Entry(int(about["size"]), str(about.get("ETag") or about.get("LastModified")).strip('"'))
+
+
 def list_files(uri: str) -> dict[str, int]:
     """Every file below a folder or prefix, as `list_entries` has them -> size in bytes."""
     return {path: entry.size for path, entry in list_entries(uri).items()}
@@ -250,12 +273,7 @@ def list_entries(uri: str) -> dict[str, Entry]:
             found = filesystem(uri).find(root, detail=True)
             if not found or root in found:
                 raise StorageError(f"cannot list {uri}: {'it is not a folder' if found else 'it does not exist'}")
-            entries = {
-                path[len(root) :].lstrip("/"): Entry(
-                    int(each["size"]), str(each.get("ETag") or each.get("LastModified")).strip('"')
-                )
-                for path, each in found.items()
-            }
+            entries = {path[len(root) :].lstrip("/"): _remote_entry(about) for path, about in found.items()}
         else:
             if not os.path.isdir(root):
                 raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")

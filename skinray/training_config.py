@@ -243,10 +243,14 @@ class SearchSettings(TrainSettings):
 
 
 class VerifySettings(VerbSettings):
-    """Shows that one worker and many end with the same weights, and what a step costs with each."""
+    """Shows that one worker and many end with the same weights, or that no published score was changed."""
 
-    what: Annotated[Literal["distributed"], tyro.conf.Positional] = "distributed"
-    """What to verify."""
+    what: Annotated[Literal["distributed", "audit"], tyro.conf.Positional] = "distributed"
+    """What to verify: distributed, the workers of training; audit, the chain of hashes through all scoring runs."""
+    predictions: str | None = None
+    """For audit: root of the predictions, as skinray score --output had it."""
+    head: str | None = None
+    """For audit: the newest run's hash as an earlier audit printed it; it must still be there."""
     num_workers: tuple[int, ...] = (1, 2)
     """Numbers of workers to compare, the first with all others; each divides global_batch_size."""
     cpus_per_worker: int = Field(1, ge=1)
@@ -263,6 +267,12 @@ class VerifySettings(VerbSettings):
     """Largest difference of a weight or a BatchNorm statistic that passes."""
     seed: int = 0
     """Seed of photos, weights, order, augmentation and dropout."""
+
+    @model_validator(mode="after")
+    def _audit_has_predictions(self) -> "VerifySettings":
+        if (self.what == "audit") != (self.predictions is not None):
+            raise ValueError("audit and predictions belong together: give both or neither")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "VerifySettings":

@@ -5,13 +5,8 @@
 """
 
 import io
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +14,6 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.special
 
-import skinray
 from skinray import storage
 from skinray.bundle import Labels, save_bundle
 from skinray.calibration import Calibration, fit_calibration
@@ -28,6 +22,7 @@ from skinray.metrics import malignancy
 from skinray.operating_points import choose_operating_points
 from skinray.overfitting import gap_in_words, generalisation_gap
 from skinray.photo_cache import TrainingPhotos
+from skinray.provenance import code_commit, versions
 from skinray.reports import model_card
 from skinray.shards import PreparedDataset
 from skinray.telemetry import say
@@ -144,17 +139,5 @@ def bundle_metadata(settings: TrainSettings, dataset: PreparedDataset) -> dict[s
         "leaks": manifest.leaks,
         "training_settings": settings.recorded(),
         "code_commit": code_commit(),
-        "versions": {name: version(name) for name in ("keras", "numpy", "pillow", "ray", "simplejpeg", "tensorflow")}
-        | {"python": platform.python_version(), "skinray": skinray.__version__},
+        "versions": versions(),
     }
-
-
-def code_commit() -> str | None:
-    """The commit of the code that runs, where it runs from a checkout or SKINRAY_COMMIT names it; None elsewhere."""
-    if "SKINRAY_COMMIT" in os.environ:
-        return os.environ["SKINRAY_COMMIT"]
-    folder = Path(skinray.__file__).parent
-    if not (folder.parent / ".git").exists():
-        return None
-    asked = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return asked.stdout.strip() or None

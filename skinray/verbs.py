@@ -212,6 +212,8 @@ def _search_dry(settings: SearchSettings) -> list[str]:
 
 
 def _verify(settings: VerifySettings) -> int:
+    if settings.predictions is not None:
+        return _verify_audit(settings.predictions, settings.head)
     from skinray.verification import agreement_table, verify_distributed
 
     with ray_session():
@@ -221,7 +223,25 @@ def _verify(settings: VerifySettings) -> int:
     return 0 if passed else LIMIT_PASSED
 
 
+def _verify_audit(predictions: str, head: str | None) -> int:
+    from skinray.audit_chain import check_chain
+
+    report = check_chain(predictions, head)
+    print(f"{report.runs:,} runs of {report.rows:,} photos, {report.files:,} files")
+    for sha256 in report.heads:
+        print(f"head {sha256}")
+    for note in report.notes:
+        say(f"skinray: {note}")
+    for problem in report.problems:
+        say(f"skinray: BROKEN: {problem}")
+    return LIMIT_PASSED if report.problems else 0
+
+
 def _verify_dry(settings: VerifySettings) -> list[str]:
+    if settings.predictions is not None:
+        from skinray.audit_chain import published_runs
+
+        return [f"the chain of {len(published_runs(settings.predictions)[0]):,} runs below {settings.predictions}"]
     workers = ", ".join(str(number) for number in settings.num_workers)
     precisions = " and ".join(settings.precisions)
     return [f"{settings.steps} SGD steps of {settings.global_batch_size} photos with {workers} workers, in {precisions}"]
@@ -323,12 +343,12 @@ def _score(settings: ScoreSettings) -> int:
 
 def _score_dry(settings: ScoreSettings) -> list[str]:
     from skinray.bundle import load_bundle
-    from skinray.photos import list_photos
+    from skinray.listing import list_photos
 
     bundle = load_bundle(settings.bundle)
     listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
     return [
-        f"model {bundle.model_id} on {listing.rows:,} photos, {listing.bytes / 1e6:,.0f} MB, in {len(listing.blocks):,} blocks"
+        f"model {bundle.model_id} on {listing.rows:,} photos, {listing.bytes / 1e6:,.0f} MB, in {len(listing.blocks()):,} blocks"
     ]
 
 

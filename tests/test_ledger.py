@@ -10,7 +10,7 @@ import pytest
 from skinray import storage
 from skinray.config import ScoreSettings
 from skinray.ledger import read_ledger, select, write_ledger
-from skinray.photos import listed
+from skinray.listing import listed
 
 FIRST = datetime.datetime(2026, 11, 20, 2, 0, tzinfo=datetime.UTC)
 SECOND = datetime.datetime(2026, 11, 21, 2, 0, tzinfo=datetime.UTC)
@@ -58,7 +58,6 @@ def run(
 
 def names(table: pa.Table) -> list[str]:
     chosen: list[str] = table["image_id"].to_pylist()
-    assert table["index"].to_pylist() == list(range(len(table)))
     return chosen
 
 
@@ -84,6 +83,18 @@ def test_the_newest_run_that_has_a_photo_counts_whatever_it_is_called(tmp_path: 
     now = listing_of({"a": (1, "w"), "b": (2, "v"), "c": (3, "v"), "d": (4, "v")})
     assert names(select(now, read_ledger(str(tmp_path), "abc"), "failed")) == ["b", "d"]
     assert names(select(listing_of({"a": (1, "v")}), read_ledger(str(tmp_path), "abc"), "new")) == ["a"], "as it was before"
+
+
+def test_photos_known_by_their_hash_alone_are_known(tmp_path: Path) -> None:
+    """Those in Parquet shards, whose size only reading would tell."""
+
+    def in_shards(**versions: str) -> pa.Table:
+        sizes = pa.nulls(len(versions), pa.int64())
+        return listing_of({name: (0, version) for name, version in versions.items()}).set_column(3, "file_bytes", sizes)
+
+    run(tmp_path, "1", FIRST, {"a": (1, "x")})
+    ledger = in_shards(a="sha256:1", b="sha256:2")
+    assert names(select(in_shards(a="sha256:1", b="sha256:3", c="sha256:1"), ledger, "new")) == ["b", "c"]
 
 
 def test_a_run_that_is_not_published_does_not_count(tmp_path: Path) -> None:

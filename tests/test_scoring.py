@@ -17,7 +17,8 @@ from skinray.cli import main
 from skinray.config import ScoreSettings
 from skinray.errors import BundleError, OutputExistsError, StorageError
 from skinray.images import Preprocessing
-from skinray.photos import decoded_photos, list_photos
+from skinray.listing import list_photos
+from skinray.photos import decoded_photos
 from skinray.scoring import score_archive
 from skinray.shards import PreparedDataset
 from skinray.synthetic import BROKEN_KINDS, break_file
@@ -158,6 +159,8 @@ def test_shards_and_the_loose_files_they_were_made_from_give_the_same_scores(
     both = from_shards.merge(from_files, on=["image_id", "image_sha256"])
     assert len(both) == 240
     assert np.abs(both["malignancy_score_x"] - both["malignancy_score_y"]).max() <= 1e-5
+    nothing = score_archive(settings_for(trained, Path(prepared.uri), tmp_path / "a", only_new=True), NOW)
+    assert (nothing.rows, nothing.skipped_rows) == (0, 240), "photos in shards are known by their hash"
 
 
 def test_blocks_carry_what_the_data_set_says_of_age_sex_and_site(prepared: PreparedDataset, drawn_photos: Path) -> None:

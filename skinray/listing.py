@@ -1,0 +1,239 @@
+"""What is to be scored: photos of any layout -> one table, a row a photo, from which a job works.
+
+A row says where a photo's bytes are and what is known of it without reading them. Loose files, photos in tar and Parquet
+shards, prepared data sets and manifests all come to this table; `skinray.photos` reads and decodes what stands in it.
+"""
+
+import itertools
+import posixpath
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from skinray import storage
+from skinray.config import SplitName
+from skinray.errors import ConfigError, StorageError
+from skinray.images import SUFFIXES
+from skinray.shard_reader import SHARD_SUFFIXES, holds_photos, list_shard, read_manifest
+from skinray.shards import SPLITS, PreparedDataset, is_dataset, open_dataset
+
+LISTING_SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),  # position in the listing, from 0
+        ("image_id", pa.string()),  # unique
+        ("image_uri", pa.string()),  # of a photo in a shard: SHARD#NAME
+        ("shard", pa.string()),  # "" for a file of its own
+        ("position", pa.int64()),  # tar: first byte of the photo; Parquet: its row; -1 for a shard that cannot be read
+        ("file_bytes", pa.int64()),  # null where only reading would tell
+        ("file_version", pa.string()),  # changes with the content: ETag, time of change, sha256:...
+        ("label", pa.string()),
+        ("patient_id", pa.string()),
+        ("lesion_id", pa.string()),
+        ("age", pa.float32()),  # years
+        ("sex", pa.string()),
+        ("site", pa.string()),
+    ]
+)
+# A job has at least so many blocks, or one a photo.
+_LEAST_BLOCKS = 50
+# Of few photos there are about so many tasks, so that decoding and scoring overlap.
+_LEAST_TASKS = 8
+_ROWS_AT_ONCE = 1 << 16
+_BLOCK_KEY, _TASK_KEY = b"rows_per_block", b"rows_per_task"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+
+ImageIdRule = Literal["path", "stem"]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The photos of one job, listed and not yet read.
+
+    Attributes:
+        photos: Rows of LISTING_SCHEMA, at least one; `index` counts them.
+        rows_per_block: Photos that are scored and written as one.
+        rows_per_task: Photos that are read and decoded in one task: a whole number of blocks.
+    """
+
+    photos: pa.Table
+    rows_per_block: int
+    rows_per_task: int
+
+    @property
+    def rows(self) -> int:
+        """Number of photos."""
+        return len(self.photos)
+
+    @property
+    def bytes(self) -> int:
+        """Their size as stored, as far as it is known without reading them."""
+        return pc.sum(self.photos["file_bytes"], min_count=0).as_py() or 0
+
+    def blocks(self) -> dict[int, int]:
+        """Index of the first photo of each block -> how many it has, in order."""
+        starts = range(0, self.rows, self.rows_per_block)
+        return {start: min(self.rows_per_block, self.rows - start) for start in starts}
+
+
+def listed(photos: pa.Table, rows_per_block: int) -> Listing:
+    """A job's photos, cut into blocks.
+
+    Args:
+        photos: Columns of LISTING_SCHEMA, at least image_id and image_uri; what is missing is unknown. Numbered here.
+        rows_per_block: Most photos in one block; of few photos there are fewer, so that what a killed run loses is no more than
+            a fiftieth of it.
+    """
+    numbered = photos.drop_columns(["index"]) if "index" in photos.column_names else photos
+    numbered = _complete(numbered.append_column("index", pa.array(range(len(photos)), pa.int64())))
+    block = min(rows_per_block, max(1, len(photos) // _LEAST_BLOCKS))
+    task = min(rows_per_block, max(block, len(photos) // _LEAST_TASKS))
+    return Listing(numbered, block, max(1, task // block) * block)
+
+
+def _complete(photos: pa.Table) -> pa.Table:
+    """All columns of LISTING_SCHEMA in their order; what is not there is unknown, and the file its own."""
+    columns: list[Any] = []
+    for field in LISTING_SCHEMA:
+        if field.name in photos.column_names:
+            columns.append(photos[field.name].cast(field.type))
+        elif field.name == "shard":
+            columns.append(pa.repeat(pa.scalar("", field.type), len(photos)))
+        else:
+            columns.append(pa.nulls(len(photos), field.type))
+    return pa.table(columns, schema=LISTING_SCHEMA)
+
+
+def list_photos(input_uri: str, rows_per_block: int, image_id: ImageIdRule) -> Listing:
+    """Lists what is to be scored.
+
+    Args:
+        input_uri: A prepared data set; a folder or prefix of image files, tar shards and Parquet shards at any depth; one such
+            shard; or a manifest, a CSV or Parquet file of URIs.
+        rows_per_block: As `listed` takes it.
+        image_id: What names a loose photo or one in a tar shard: its path below the input, or its file name without the ending.
+
+    Raises:
+        StorageError: Nothing is there, or it holds no photos.
+        ConfigError: Two photos have one name.
+    """
+    suffix = _suffix(input_uri)
+    if suffix in SHARD_SUFFIXES or suffix == ".csv":
+        photos = _list_file(input_uri, image_id)
+    elif is_dataset(input_uri):
+        photos = _list_dataset(open_dataset(input_uri), SPLITS)
+    else:
+        photos = _list_folder(input_uri, image_id)
+    if not len(photos):
+        raise StorageError(f"{input_uri} lists no photos")
+    _check_names(photos["image_id"], input_uri, image_id)
+    return listed(photos, rows_per_block)
+
+
+def list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...], rows_per_block: int = 256) -> Listing:
+    """Lists the photos of some splits of a prepared data set, in the order of its shards."""
+    return listed(_list_dataset(dataset, splits), rows_per_block)
+
+
+def _list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...]) -> pa.Table:
+    shards = [storage.join(dataset.uri, file.path) for split in splits for file in dataset.files(split)]
+    return pa.concat_tables(_complete(list_shard(uri, "", "")) for uri in shards)
+
+
+def _list_file(uri: str, image_id: ImageIdRule) -> pa.Table:
+    """A shard alone, or a manifest."""
+    if _suffix(uri) == ".csv" or (_suffix(uri) != ".tar" and not holds_photos(uri)):
+        photos = read_manifest(uri)
+        if "image_id" not in photos.column_names:
+            photos = photos.append_column("image_id", pa.array(_names(photos["written"].to_pylist(), image_id), pa.string()))
+        return _complete(photos.drop_columns(["written"]))
+    members = _complete(list_shard(uri, posixpath.basename(uri), storage.entry_of(uri).version))
+    return _renamed(members, image_id)
+
+
+def _list_folder(uri: str, image_id: ImageIdRule) -> pa.Table:
+    """Loose photos, and those in shards, at any depth."""
+    loose, shards = [], {}
+
+    def files() -> Iterator[tuple[str, storage.Entry]]:
+        for path, entry in storage.list_entries(uri).items():
+            if path.lower().endswith(_COMPRESSED):
+                raise StorageError(f"{storage.join(uri, path)} is compressed and cannot be read in parts: unpack it to a .tar")
+            if _suffix(path) in SHARD_SUFFIXES:
+                shards[path] = entry
+            elif _suffix(path) in SUFFIXES:
+                yield path, entry
+
+    for some in _batched(files(), _ROWS_AT_ONCE):
+        loose.append(_loose(uri, some, image_id))
+    inside = [
+        _renamed(_complete(list_shard(storage.join(uri, path), path, entry.version)), image_id)
+        for path, entry in sorted(shards.items())
+        if _suffix(path) == ".tar" or holds_photos(storage.join(uri, path))
+    ]
+    if not loose and not inside:
+        raise StorageError(
+            f"{uri} holds no image files ({', '.join(sorted(SUFFIXES))}), no .tar and no Parquet file with image bytes"
+        )
+    return pa.concat_tables([*([pa.concat_tables(loose).sort_by("image_uri")] if loose else []), *inside])
+
+
+def _loose(uri: str, files: list[tuple[str, storage.Entry]], image_id: ImageIdRule) -> pa.Table:
+    paths = [path for path, _ in files]
+    columns = {
+        "image_id": pa.array(_names(paths, image_id), pa.string()),
+        "image_uri": pa.array([storage.join(uri, path) for path in paths], pa.string()),
+        "file_bytes": pa.array([entry.size for _, entry in files], pa.int64()),
+        "file_version": pa.array([entry.version for _, entry in files], pa.string()),
+    }
+    return _complete(pa.table(columns))
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while some := list(itertools.islice(iterator, size)):
+        yield some
+
+
+def _renamed(members: pa.Table, image_id: ImageIdRule) -> pa.Table:
+    """Photos in tar shards are named as loose ones are; those in Parquet shards have names of their own."""
+    if image_id == "path" or not len(members) or _suffix(members["shard"][0].as_py()) != ".tar":
+        return members
+    names = pa.array(_names(members["image_id"].to_pylist(), image_id), pa.string())
+    return members.set_column(members.column_names.index("image_id"), "image_id", names)
+
+
+def _names(paths: list[str], image_id: ImageIdRule) -> list[str]:
+    return [posixpath.splitext(posixpath.basename(path))[0] for path in paths] if image_id == "stem" else paths
+
+
+def _check_names(names: pa.ChunkedArray, input_uri: str, image_id: ImageIdRule) -> None:
+    if names.null_count:
+        raise ConfigError(f"{input_uri}: {names.null_count:,} photos have no image_id")
+    counts = pc.value_counts(names)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if len(repeated):
+        advice = "--image-id stem: use path" if image_id == "stem" else "every photo needs a name of its own"
+        raise ConfigError(f"{input_uri}: {len(repeated):,} names stand twice, the first is {repeated[0].as_py()!r}; {advice}")
+
+
+def write_listing(listing: Listing, uri: str) -> None:
+    """Writes down a listing."""
+    sizes = {_BLOCK_KEY: str(listing.rows_per_block), _TASK_KEY: str(listing.rows_per_task)}
+    with storage.writing(uri) as file:
+        pq.write_table(listing.photos.replace_schema_metadata(sizes), file, compression="zstd", row_group_size=_ROWS_AT_ONCE)
+
+
+def read_listing(uri: str) -> Listing:
+    """What `write_listing` wrote: the same photos in the same blocks."""
+    with storage.reading(uri) as file:
+        table = pq.read_table(file)
+    sizes = table.schema.metadata
+    return Listing(table.replace_schema_metadata(None), int(sizes[_BLOCK_KEY]), int(sizes[_TASK_KEY]))
+
+
+def _suffix(path: str) -> str:
+    return posixpath.splitext(path)[1].lower()

@@ -1,0 +1,270 @@
+"""Photos in shards and lists that others made: WebDataset's tar, Parquet of image bytes, manifests of URIs.
+
+A shard is listed without reading its photos and read by position afterwards: tar by byte, Parquet by row. A shard that
+changes in between is noticed, and its photos fail; one that cannot be read, or ends in its middle, is a row of its own that
+fails, so that what is missing is told.
+"""
+
+import contextlib
+import itertools
+import posixpath
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from skinray import storage
+from skinray.errors import ConfigError, ImageError, StorageError
+from skinray.images import SUFFIXES
+
+PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
+SHARD_SUFFIXES = frozenset({".tar", *PARQUET_SUFFIXES})
+# Of the columns of other people's tables, in order of preference.
+_BYTES_COLUMNS = ("image_bytes", "image", "bytes", "content", "jpg", "png")
+_ID_COLUMNS = ("image_id", "isic_id", "image_name", "__key__", "id")
+MANIFEST_URI_COLUMNS = ("image_uri", "uri", "url", "path", "file", "image")
+_TEXT_COLUMNS = ("label", "patient_id", "lesion_id", "sex", "site")
+# Neighbours in a tar shard are read in one piece when no more than this lies between them for each byte that is wanted.
+_MOST_SPAN = 1.5
+_HEADER_BYTES = 1 << 16
+_LOOKUPS_AT_ONCE = 32
+SHA256 = "sha256:"
+
+
+def list_shard(uri: str, name: str, version: str) -> pa.Table:
+    """The photos of one shard.
+
+    Args:
+        uri: Of the shard.
+        name: What stands before a photo's own name in its image_id; "" for none.
+        version: Of the shard's content.
+
+    Returns:
+        Columns of `skinray.listing.LISTING_SCHEMA` but the index; a shard that cannot be read to its end has a row of its own
+        at position -1.
+    """
+    if posixpath.splitext(uri)[1].lower() == ".tar":
+        return _list_tar(uri, name, version)
+    return _list_parquet(uri, name, version)
+
+
+def _list_tar(uri: str, name: str, version: str) -> pa.Table:
+    members: list[tuple[str, int, int]] = []
+    end = 0
+    with storage.reading(uri) as file:
+        with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                if member.isfile() and posixpath.splitext(member.name)[1].lower() in SUFFIXES:
+                    members.append((member.name, member.offset_data, member.size))
+        # A tar ends with blocks of zeros; tarfile takes one that was cut off between two photos for a whole one.
+        file.seek(end)
+        whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    columns: dict[str, Any] = {
+        "image_id": [posixpath.join(name, path) for path, _, _ in members],
+        "image_uri": [f"{uri}#{path}" for path, _, _ in members],
+        "position": [position for _, position, _ in members],
+        "file_bytes": [size for _, _, size in members],
+    }
+    if not whole:
+        for column, value in zip(columns.values(), (name or uri, uri, -1, None), strict=True):
+            column.append(value)
+    count = len(columns["image_id"])
+    return pa.table({**columns, "shard": [uri] * count, "file_version": [version] * count})
+
+
+def holds_photos(uri: str) -> bool:
+    """True for a Parquet file with image bytes, and for one that cannot be read: it may have held some."""
+    try:
+        with _opened(uri) as file:
+            return _bytes_column(file.schema_arrow) is not None
+    except (pa.ArrowException, OSError):
+        return True
+
+
+def _list_parquet(uri: str, name: str, version: str) -> pa.Table:
+    try:
+        with _opened(uri) as file:
+            schema = file.schema_arrow
+            known = [column for column in (*_TEXT_COLUMNS, "age", "image_sha256") if column in schema.names]
+            ids = next((column for column in _ID_COLUMNS if column in schema.names), None)
+            table = file.read(columns=[*known, *([ids] if ids else [])])
+            rows = file.metadata.num_rows
+    except (pa.ArrowException, OSError):
+        return pa.table(
+            {"image_id": [name or uri], "image_uri": [uri], "shard": [uri], "position": [-1], "file_version": [version]}
+        )
+    own = table[ids].cast(pa.string()) if ids else pa.array([f"{name}#{row}" for row in range(rows)])
+    if "image_sha256" in known:
+        versions: Any = pc.binary_join_element_wise(SHA256, table["image_sha256"].cast(pa.string()), "")
+    else:
+        versions = pa.array([version] * rows, pa.string())
+    columns = {
+        "image_id": own,
+        "image_uri": pc.binary_join_element_wise(uri, own, "#"),
+        "shard": pa.array([uri] * rows, pa.string()),
+        "position": pa.array(range(rows), pa.int64()),
+        "file_version": versions,
+    }
+    return pa.table({**columns, **_known(table)})
+
+
+def _known(table: pa.Table) -> dict[str, Any]:
+    """What a table says of its photos; a column of another kind than expected says nothing."""
+    known: dict[str, Any] = {}
+    for name in _TEXT_COLUMNS:
+        if name in table.column_names and not pa.types.is_nested(table.schema.field(name).type):
+            known[name] = table[name].cast(pa.string())
+    if "age" in table.column_names and pa.types.is_primitive(table.schema.field("age").type):
+        known["age"] = table["age"].cast(pa.float32())
+    return known
+
+
+def _opened(uri: str) -> pq.ParquetFile:
+    return pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri), pre_buffer=True)
+
+
+def _bytes_column(schema: pa.Schema) -> str | None:
+    """The column of image bytes as Parquet names it: `image.bytes` for one that is a structure of bytes and path."""
+    for name in (*_BYTES_COLUMNS, *schema.names):
+        if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return str(name)
+            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+                return f"{name}.bytes"
+    return None
+
+
+def read_manifest(uri: str) -> pa.Table:
+    """The photos of a manifest.
+
+    Args:
+        uri: A CSV or Parquet file with a column image_uri (or uri, url, path, file, image) of URIs or of paths below the
+            manifest's folder, and as it likes image_id, label, patient_id, lesion_id, age, sex and site.
+
+    Returns:
+        Columns of `skinray.listing.LISTING_SCHEMA`, as many as are known, and `written`, the URI as it stands there. A file
+        that is not there is a row nevertheless.
+
+    Raises:
+        ConfigError: It has no such column.
+        StorageError: It cannot be read.
+    """
+    table = _read_table(uri)
+    column = next((name for name in MANIFEST_URI_COLUMNS if name in table.columns), None)
+    if column is None:
+        raise ConfigError(f"{uri} has no column {' or '.join(MANIFEST_URI_COLUMNS)}; it has {', '.join(map(str, table.columns))}")
+    written = table[column].astype(str).tolist()
+    folder = posixpath.dirname(storage.normalize(uri))
+    uris = [each if "://" in each or each.startswith("/") else storage.join(folder, each) for each in written]
+    with ThreadPoolExecutor(_LOOKUPS_AT_ONCE, thread_name_prefix="lookup") as threads:
+        entries = list(threads.map(_entry_if_there, uris))
+    known = {name: table[name].tolist() for name in ("image_id", *_TEXT_COLUMNS) if name in table}
+    columns: dict[str, Any] = {
+        "written": pa.array(written, pa.string()),
+        "image_uri": pa.array(uris, pa.string()),
+        "file_bytes": pa.array([entry.size for entry in entries], pa.int64()),
+        "file_version": pa.array([entry.version for entry in entries], pa.string()),
+        **{name: pa.array([text if isinstance(text, str) and text else None for text in of]) for name, of in known.items()},
+    }
+    if "age" in table:
+        ages = pd.to_numeric(table["age"], errors="coerce").to_numpy(np.float32)
+        columns["age"] = pa.array(ages, from_pandas=True)
+    return pa.table(columns)
+
+
+def _read_table(uri: str) -> pd.DataFrame:
+    try:
+        with storage.reading(uri) as file:
+            if posixpath.splitext(uri)[1].lower() in PARQUET_SUFFIXES:
+                found: pd.DataFrame = pd.read_parquet(file)
+                return found
+            return pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (ValueError, pa.ArrowException) as error:
+        raise StorageError(f"cannot read the manifest {uri}: {' '.join(str(error).split())}") from error
+
+
+def _entry_if_there(uri: str) -> storage.Entry:
+    try:
+        return storage.entry_of(uri)
+    except StorageError:
+        return storage.Entry(0, "")  # reading will say what is wrong with it
+
+
+def read_contents(photos: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
+    """The bytes of listed photos.
+
+    Args:
+        photos: Rows of `skinray.listing.LISTING_SCHEMA`; those of one shard stand together.
+
+    Returns:
+        Bytes, or the exception that reading this one raised, in their order.
+    """
+    contents: list[bytes | Exception] = []
+    for shard, group in itertools.groupby(photos, key=lambda photo: photo["shard"]):
+        rows = list(group)
+        if not shard:
+            contents += storage.read_many([row["image_uri"] for row in rows])
+            continue
+        try:
+            contents += _read_from_shard(shard, rows)
+        except (OSError, StorageError, ImageError, pa.ArrowException) as error:
+            contents += [error] * len(rows)
+    return contents
+
+
+def _read_from_shard(shard: str, rows: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
+    if rows[0]["position"] < 0:
+        return [ImageError("corrupt_shard", "the shard cannot be read to its end"), *_read_rest(shard, rows[1:])]
+    if rows[-1]["position"] < 0:  # behind those that could be listed
+        return [*_read_rest(shard, rows[:-1]), ImageError("corrupt_shard", "the shard cannot be read to its end")]
+    version = rows[0]["file_version"]
+    if not version.startswith(SHA256) and storage.entry_of(shard).version != version:
+        raise ImageError("changed", "the shard was written anew since it was listed")
+    if shard.lower().endswith(".tar"):
+        return _read_tar(shard, rows)
+    return list(_read_parquet(shard, rows))
+
+
+def _read_rest(shard: str, rows: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
+    return _read_from_shard(shard, rows) if rows else []
+
+
+def _read_tar(shard: str, rows: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
+    start = min(row["position"] for row in rows)
+    end = max(row["position"] + row["file_bytes"] for row in rows)
+    wanted = sum(row["file_bytes"] for row in rows)
+    if end - start <= _MOST_SPAN * wanted + _HEADER_BYTES:
+        data = storage.read_range(shard, start, end)
+        return [data[row["position"] - start :][: row["file_bytes"]] for row in rows]
+    return [storage.read_range(shard, row["position"], row["position"] + row["file_bytes"]) for row in rows]
+
+
+def _read_parquet(shard: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:
+    with _opened(shard) as file:
+        column = _bytes_column(file.schema_arrow)
+        if column is None:
+            raise ImageError("changed", "the shard was written anew since it was listed")
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        ends = np.cumsum(counts)
+        group_of = [int(np.searchsorted(ends, row["position"], side="right")) for row in rows]
+        for group, some in itertools.groupby(zip(group_of, rows, strict=True), key=lambda pair: pair[0]):
+            values = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
+            if pa.types.is_struct(values.type):
+                values = values.field("bytes")
+            for _, row in some:
+                data = values[int(row["position"] - (ends[group] - counts[group]))].as_py()
+                yield _checked(b"" if data is None else data, row["file_version"])
+
+
+def _checked(data: bytes, version: str) -> bytes | Exception:
+    if version.startswith(SHA256) and storage.sha256_of(data) != version.removeprefix(SHA256):
+        return ImageError("changed", "its bytes are not those that the shard names")
+    return data

@@ -1,0 +1,198 @@
+"""Whatever the layout, every photo is one row, under one name, with bytes that are its own."""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+
+from skinray import storage
+from skinray.errors import ConfigError, ImageError, StorageError
+from skinray.listing import LISTING_SCHEMA, Listing, list_dataset, list_photos, listed, read_listing, write_listing
+from skinray.shard_reader import read_contents
+from skinray.shards import PreparedDataset
+
+PHOTOS = {f"visit {number % 3}/photo {number:02d}.jpg": bytes([number]) * (1000 + number) for number in range(20)}
+
+
+def contents(listing: Listing) -> dict[str, Any]:
+    """image_id -> bytes, or the code or type of the error."""
+    rows = listing.photos.to_pylist()
+    found = zip(rows, read_contents(rows), strict=True)
+    return {
+        row["image_id"]: data if isinstance(data, bytes) else data.code if isinstance(data, ImageError) else type(data)
+        for row, data in found
+    }
+
+
+def write_loose(folder: Path) -> None:
+    for name, data in PHOTOS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def tar_of(photos: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in photos.items():
+            for path, content in ((name, data), (name.replace(".jpg", ".json"), b'{"label": "nv"}')):
+                member = tarfile.TarInfo(path)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def stored(place: str, name: str, data: bytes) -> str:
+    uri = storage.join(place, name)
+    storage.write_bytes(uri, data)
+    return uri
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder on disk or a bucket."""
+    return str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_bucket")
+
+
+def test_loose_files_tar_and_parquet_stand_in_one_listing(place: str) -> None:
+    names = sorted(PHOTOS)
+    for name in names[:5]:
+        stored(place, name, PHOTOS[name])
+    stored(place, "a.tar", tar_of({name: PHOTOS[name] for name in names[5:12]}))
+    rows = pa.table({"image_id": names[12:], "image": [{"bytes": PHOTOS[name], "path": name} for name in names[12:]]})
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, row_group_size=3)
+    stored(place, "deep/b.parquet", buffer.getvalue())
+    stored(place, "notes.txt", b"no photo")
+    numbers = io.BytesIO()
+    pq.write_table(pa.table({"image_id": ["x"], "age": [3]}), numbers)
+    stored(place, "metadata.parquet", numbers.getvalue())
+
+    listing = list_photos(place, 4, "path")
+    assert listing.photos.schema == LISTING_SCHEMA
+    assert listing.photos["index"].to_pylist() == list(range(20))
+    expected = {(f"a.tar/{name}" if 5 <= at < 12 else name): PHOTOS[name] for at, name in enumerate(names)}
+    assert contents(listing) == expected
+    assert list_photos(place, 4, "path").photos.equals(listing.photos), "the same again"
+
+
+def test_a_tar_shard_alone_and_its_photos_by_stem(tmp_path: Path) -> None:
+    uri = stored(str(tmp_path), "a.tar", tar_of(PHOTOS))
+    assert contents(list_photos(uri, 4, "stem")) == {Path(name).stem: data for name, data in PHOTOS.items()}
+    some = list_photos(uri, 4, "path").photos.take([3, 17])  # far apart, and each is read for itself
+    assert list(contents(listed(some, 1)).values()) == [list(PHOTOS.values())[3], list(PHOTOS.values())[17]]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.75, 0.97])
+def test_a_tar_that_ends_early_gives_what_it_has_and_says_that_it_ends(tmp_path: Path, share: float) -> None:
+    data = tar_of(PHOTOS)
+    uri = stored(str(tmp_path), "a.tar", data[: int(len(data) * share)])
+    found = contents(list_photos(uri, 4, "path"))
+    lost = {name for name, content in PHOTOS.items() if found.get(f"a.tar/{name}") != content}
+    if share < 0.9:
+        assert lost
+        assert found["a.tar"] == "corrupt_shard", "the loss is a row"
+    assert len(lost) <= 20 * (1 - share) + 1
+
+
+def test_a_parquet_file_that_cannot_be_read_is_one_failed_row(tmp_path: Path) -> None:
+    write_loose(tmp_path)
+    stored(str(tmp_path), "b.parquet", b"PAR1 and then nothing")
+    found = contents(list_photos(str(tmp_path), 4, "path"))
+    assert found.pop("b.parquet") == "corrupt_shard"
+    assert found == PHOTOS
+
+
+def test_a_shard_written_anew_since_it_was_listed_fails_and_gives_no_other_photo(tmp_path: Path) -> None:
+    uri = stored(str(tmp_path), "a.tar", tar_of(PHOTOS))
+    listing = list_photos(uri, 4, "path")
+    stored(str(tmp_path), "a.tar", tar_of(dict(reversed(PHOTOS.items()))))
+    assert set(contents(listing).values()) == {"changed"}
+
+
+def test_a_compressed_shard_is_refused(tmp_path: Path) -> None:
+    write_loose(tmp_path)
+    stored(str(tmp_path), "a.tar.gz", b"")
+    with pytest.raises(StorageError, match="unpack it"):
+        list_photos(str(tmp_path), 4, "path")
+
+
+def test_a_manifest_names_photos_and_what_is_known_of_them(place: str) -> None:
+    paths = sorted(PHOTOS)
+    uris = [stored(place, f"archive/{name}", PHOTOS[name]) for name in paths]
+    written = [f"archive/{name}" if number % 2 else uris[number] for number, name in enumerate(paths)]
+    table = pd.DataFrame({"path": [*written, "archive/gone.jpg"], "image_id": [*paths, "gone"], "patient_id": "007"})
+    table["age"] = ["61", "", "unknown", *["40.5"] * 18]
+    stored(place, "night.csv", table.to_csv(index=False).encode())
+    listing = list_photos(storage.join(place, "night.csv"), 4, "path")
+    found = contents(listing)
+    assert found.pop("gone") is FileNotFoundError
+    assert found == PHOTOS
+    assert set(listing.photos["patient_id"].to_pylist()) == {"007"}
+    assert listing.photos["age"].to_pylist()[:4] == [61, None, None, 40.5]
+    assert listing.photos["file_bytes"].to_pylist()[0] == 1000
+    assert len(set(listing.photos["file_version"].to_pylist())) > 1
+
+    buffer = io.BytesIO()
+    table.rename(columns={"path": "uri"}).drop(columns="image_id").to_parquet(buffer)
+    stored(place, "night.parquet", buffer.getvalue())
+    assert set(contents(list_photos(storage.join(place, "night.parquet"), 4, "stem"))) == {"gone", *(Path(p).stem for p in paths)}
+
+
+def test_a_manifest_without_uris_says_what_it_has(tmp_path: Path) -> None:
+    uri = stored(str(tmp_path), "night.csv", b"picture,age\na.jpg,3\n")
+    with pytest.raises(ConfigError, match=r"no column image_uri.*it has picture, age"):
+        list_photos(uri, 4, "path")
+
+
+@pytest.mark.parametrize("rule", ["path", "stem"])
+def test_two_photos_of_one_name_are_refused(tmp_path: Path, rule: Any) -> None:
+    if rule == "stem":
+        stored(str(tmp_path), "one/a.jpg", b"1")
+        stored(str(tmp_path), "two/a.jpg", b"2")
+        source = str(tmp_path)
+    else:
+        source = stored(str(tmp_path), "m.csv", b"path,image_id\na.jpg,x\nb.jpg,x\n")
+    with pytest.raises(ConfigError, match="stand twice"):
+        list_photos(source, 4, rule)
+
+
+@pytest.mark.ray
+def test_a_prepared_data_set_is_listed_with_what_it_knows(prepared: PreparedDataset, drawn_photos: Path) -> None:
+    listing = list_photos(prepared.uri, 100, "path")
+    stated = pd.read_csv(drawn_photos / "metadata.csv", keep_default_na=False).set_index("image_id")
+    photos = listing.photos.to_pandas().set_index("image_id")
+    assert set(photos.index) == set(stated.index)
+    assert (photos["sex"].fillna("") == stated["sex"].loc[photos.index]).all()
+    for name, data in contents(listing).items():
+        assert photos.loc[name, "file_version"] == f"sha256:{storage.sha256_of(data)}"
+    test_alone = list_dataset(prepared, ("test",))
+    assert test_alone.rows == prepared.rows("test")
+
+
+@given(st.integers(1, 3000), st.integers(1, 512))
+@settings(max_examples=50, deadline=None)
+def test_blocks_are_the_photos_in_order_and_no_more_than_a_fiftieth(rows: int, rows_per_block: int) -> None:
+    names = pa.array([str(number) for number in range(rows)])
+    listing = listed(pa.table({"image_id": names, "image_uri": names}), rows_per_block)
+    blocks = listing.blocks()
+    assert sum(blocks.values()) == rows
+    assert list(blocks) == np.cumsum([0, *list(blocks.values())[:-1]]).tolist()
+    assert max(blocks.values()) <= max(1, min(rows_per_block, rows // 50))
+    assert listing.rows_per_task % listing.rows_per_block == 0
+
+
+def test_a_written_listing_is_read_as_it_was(tmp_path: Path) -> None:
+    write_loose(tmp_path / "photos")
+    listing = list_photos(str(tmp_path / "photos"), 7, "path")
+    write_listing(listing, str(tmp_path / "_listing.pq"))
+    again = read_listing(str(tmp_path / "_listing.pq"))
+    assert again.photos.equals(listing.photos)
+    assert (again.rows_per_block, again.rows_per_task) == (listing.rows_per_block, listing.rows_per_task)
