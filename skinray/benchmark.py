@@ -35,7 +35,7 @@ from skinray.config import BenchmarkSettings, ClassifySettings
 from skinray.errors import StorageError
 from skinray.images import Preprocessing, decode_photo
 from skinray.listing import list_photos
-from skinray.scoring import write_predictions
+from skinray.scoring_pipeline import write_predictions
 from skinray.synthetic import draw_dataset
 from skinray.telemetry import say
 from skinray.training_config import ModelSettings

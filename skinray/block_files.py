@@ -94,6 +94,11 @@ def finished_blocks(run_uri: str, planned: Iterable[tuple[int, int]]) -> dict[in
         return {result.first_index: result for result in found if result is not None}
 
 
+def finished_block(run_uri: str, first_index: int, rows: int) -> BlockResult | None:
+    """What became of one block; None when its file is not there or does not hold so many rows."""
+    return _read_result(run_uri, first_index, rows) if storage.exists(_uri(run_uri, first_index)) else None
+
+
 def _read_result(run_uri: str, first_index: int, rows: int) -> BlockResult | None:
     uri = _uri(run_uri, first_index)
     try:

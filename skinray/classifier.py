@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from skinray.bundle import Bundle
 from skinray.clinical import CLINICAL_WIDTH, NO_CLINICAL
+from skinray.errors import ConfigError
 
 
 def use_threads(threads: int) -> None:
@@ -28,16 +29,20 @@ class Classifier:
     Args:
         bundle: The verified bundle.
         batch_size: Most photos in one forward pass.
+        embeddings: Also give what the network's last layer but the head says, see `classified`.
+
+    Raises:
+        ConfigError: Embeddings are wanted of several models in one, which have several.
     """
 
-    def __init__(self, bundle: Bundle, batch_size: int = 32) -> None:
+    def __init__(self, bundle: Bundle, batch_size: int = 32, embeddings: bool = False) -> None:
         import tensorflow as tf
         from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
         self.bundle = bundle
         self.batch_size = batch_size
         size = bundle.preprocessing.image_size_px
-        model = bundle.load_model()
+        model = _with_embeddings(bundle) if embeddings else bundle.load_model()
         # Any number of rows: one trace serves the last batch of a block and a single photo over HTTP alike.
         signature = [tf.TensorSpec((None, size, size, 3), tf.uint8), tf.TensorSpec((None, CLINICAL_WIDTH), tf.float32)]
         if self.takes_clinical:
@@ -57,6 +62,12 @@ class Classifier:
     def probabilities(
         self, pixels: npt.NDArray[np.uint8], clinical: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
+        """Classifies photos: the first of what `classified` gives."""
+        return self.classified(pixels, clinical)[0]
+
+    def classified(
+        self, pixels: npt.NDArray[np.uint8], clinical: npt.NDArray[np.float32] | None = None
+    ) -> list[npt.NDArray[np.float32]]:
         """Classifies photos.
 
         Args:
@@ -65,7 +76,8 @@ class Classifier:
                 Has no effect unless the model `takes_clinical`.
 
         Returns:
-            float32 [N, C], rows add up to 1, in the order of the bundle's label codes.
+            float32 [N, C], rows add up to 1, in the order of the bundle's label codes; and, when they are wanted, the
+            embeddings, float32 [N, D]: the average of the network's last feature maps, from which its head judges.
 
         Raises:
             ValueError: `clinical` has another shape.
@@ -77,8 +89,20 @@ class Classifier:
             raise ValueError(f"clinical is {clinical.shape}, not ({len(pixels)}, {CLINICAL_WIDTH}), for {len(pixels)} photos")
         if self.takes_clinical:
             inputs.append(np.repeat(NO_CLINICAL, len(pixels), axis=0) if clinical is None else clinical)
-        result = np.empty((len(pixels), len(self.bundle.labels.codes)), np.float32)
+        results = [np.empty((len(pixels), int(output.shape[-1])), np.float32) for output in self._forward.outputs]
         for start in range(0, len(pixels), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            result[batch] = self._forward(*(tf.constant(part[batch]) for part in inputs))[0].numpy()
-        return result
+            for result, output in zip(results, self._forward(*(tf.constant(part[batch]) for part in inputs)), strict=True):
+                result[batch] = output.numpy()
+        return results
+
+
+def _with_embeddings(bundle: Bundle) -> Any:
+    import keras
+
+    from skinray.model import POOL_LAYER
+
+    model = bundle.load_model()
+    if not any(layer.name == POOL_LAYER for layer in model.layers):
+        raise ConfigError(f"bundle {bundle.uri} averages several answers, which have no embedding in common; take a member")
+    return keras.Model(model.inputs, [model.output, model.get_layer(POOL_LAYER).output])

@@ -216,20 +216,25 @@ class ScoreSettings(ClassifySettings):
     bundle: str
     """Bundle folder, local or s3://."""
     input: str
-    """Folder or s3:// prefix of image files at any depth, or a data set that `skinray prepare` wrote."""
+    """Folder or s3:// prefix of image files, tar and Parquet shards at any depth; one such shard; a manifest, which is a CSV or
+    Parquet file of URIs; or a data set that `skinray prepare` wrote."""
     output: str
     """Root of the predictions; this run writes its own model_id=/scored_date=/run_id= folder below it."""
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Name of this run's folder; none: the time of the start."""
     image_id: Literal["path", "stem"] = "path"
-    """What names a loose photo: its path below the input, or its file name without the ending."""
+    """What names a photo that has no name of its own: its path below the input, or its file name without the ending."""
     rows_per_block: int = Field(256, ge=1, le=512)
     """Photos read, decoded and scored as one block, but no more than a fiftieth of them; a killed run goes on behind its last
     whole block."""
     only_new: bool = False
-    """Leave out what a published run of the same bundle below the output has already, as its file is now; of loose files."""
+    """Leave out what a published run of the same bundle below the output has already, as its file is now."""
     retry: Literal["failed"] | None = None
     """Take only the photos that the newest published run of the same bundle that had them could not read."""
+    embeddings: bool = False
+    """Also write what the network's head judges from, a list of numbers a photo."""
+    isic_csv: bool = False
+    """Also write _isic.csv, in the layout of the ISIC challenges."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
     """Share of unusable photos above which the command ends with exit code 3."""
 

@@ -23,7 +23,8 @@ from skinray.evaluation import evaluate
 from skinray.images import Preprocessing
 from skinray.preparation import prepare_dataset
 from skinray.reports import NOT_A_DEVICE
-from skinray.scoring import RunSummary, score_archive
+from skinray.scoring import score_archive
+from skinray.scoring_pipeline import RunSummary
 from skinray.serving import start_serving, stop_serving
 from skinray.synthetic import BROKEN_KINDS, break_file, draw_dataset
 from skinray.telemetry import say

@@ -26,8 +26,8 @@ from skinray.listing import list_dataset
 from skinray.metrics import roc_auc
 from skinray.operating_points import choose_operating_points
 from skinray.reports import model_card
-from skinray.scoring import write_predictions
-from skinray.shards import PreparedDataset, open_dataset, read_photos
+from skinray.scoring_pipeline import write_predictions
+from skinray.shards import PreparedDataset, open_dataset
 from skinray.training_export import VALIDATION_NAME, lesions_or_photos, read_validation_predictions
 
 
@@ -157,7 +157,6 @@ def _validated(bundle: Bundle, dataset: PreparedDataset, settings: EnsembleSetti
     predictions_uri = storage.join(settings.output, "draft", "predictions")
     _, files = write_predictions(bundle, list_dataset(dataset, ("validation",)), settings, predictions_uri)
     rows = read_rows(predictions_uri, [file["path"] for file in files])
-    known = read_photos(dataset)[["image_id", "lesion_id"]]
     columns = ["image_id", "lesion_id", "label", *(f"prob_{code}" for code in bundle.labels.codes), "malignancy_score"]
-    scored = rows[rows["status"] == "scored"].merge(known, on="image_id", how="left", validate="one_to_one")
+    scored = rows[rows["status"] == "scored"]
     return scored.assign(lesion_id=scored["lesion_id"].fillna(""))[columns]

@@ -31,7 +31,7 @@ from skinray.measurement import measure_predictions
 from skinray.patients import broken_promises, lesion_table, measure_lesions
 from skinray.provenance import code_commit
 from skinray.reports import NOT_A_DEVICE
-from skinray.scoring import RunSummary, write_predictions
+from skinray.scoring_pipeline import RunSummary, write_predictions
 from skinray.shards import PreparedDataset, open_dataset, read_photos
 
 METRICS_NAME = "metrics.json"

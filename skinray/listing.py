@@ -54,7 +54,7 @@ class Listing:
     """The photos of one job, listed and not yet read.
 
     Attributes:
-        photos: Rows of LISTING_SCHEMA, at least one; `index` counts them.
+        photos: Rows of LISTING_SCHEMA; `index` counts them.
         rows_per_block: Photos that are scored and written as one.
         rows_per_task: Photos that are read and decoded in one task: a whole number of blocks.
     """

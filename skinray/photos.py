@@ -56,7 +56,7 @@ def decoded_photos(listing: Listing, preprocessing: Preprocessing, without: Cont
     Returns:
         Rows as described at the top of this module, a batch a task.
     """
-    decode = functools.partial(_read_and_decode, preprocessing=preprocessing)
+    decode = functools.partial(read_and_decode, preprocessing=preprocessing)
     tasks = ray.data.from_arrow(_tasks(listing, without))
     return tasks.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
 
@@ -82,7 +82,13 @@ def _tasks(listing: Listing, without: Container[int]) -> list[pa.Table]:
     ]
 
 
-def _read_and_decode(plan: pa.Table, preprocessing: Preprocessing) -> Block:
+def read_and_decode(plan: pa.Table, preprocessing: Preprocessing) -> Block:
+    """Reads and decodes some listed photos here and now: what each task of `decoded_photos` does.
+
+    Args:
+        plan: Rows of LISTING_SCHEMA with the block of each.
+        preprocessing: How to decode them.
+    """
     rows = [_described(row) for row in plan.to_pylist()]
     size = preprocessing.image_size_px
     pixels = np.zeros((len(rows), size, size, 3), np.uint8)

@@ -93,7 +93,11 @@ def prediction_answer(probabilities: npt.NDArray[np.float32], bundle: Bundle, op
 
 
 def prediction_rows(
-    photos: Mapping[str, npt.NDArray[Any]], probabilities: npt.NDArray[np.float32], bundle: Bundle, operating_point: str
+    photos: Mapping[str, npt.NDArray[Any]],
+    probabilities: npt.NDArray[np.float32],
+    bundle: Bundle,
+    operating_point: str,
+    embeddings: npt.NDArray[np.float32] | None = None,
 ) -> pa.Table:
     """One row a photo, in order.
 
@@ -102,9 +106,10 @@ def prediction_rows(
         probabilities: float32 [number of usable photos, C], in the order in which the usable photos stand.
         bundle: The bundle that gave them.
         operating_point: The name of the threshold that decides `flagged`.
+        embeddings: float32 [number of usable photos, D], or None for rows without.
 
     Returns:
-        Rows of `prediction_schema`.
+        Rows of `prediction_schema`, with a column `embedding` behind them when there are embeddings.
     """
     usable = photos["status"] == "scored"
     scores = malignancy_scores(probabilities, bundle.labels)
@@ -130,4 +135,12 @@ def prediction_rows(
     for name in ("age", "ita_degrees"):
         columns[name] = pa.array(photos[name].astype(np.float32), from_pandas=True)
     columns["flagged"] = spread(scores >= threshold_of(bundle, operating_point))
-    return pa.table(columns, schema=prediction_schema(bundle.labels))
+    rows = pa.table(columns, schema=prediction_schema(bundle.labels))
+    return rows if embeddings is None else rows.append_column("embedding", _lists(embeddings, usable))
+
+
+def _lists(values: npt.NDArray[np.float32], usable: npt.NDArray[np.bool_]) -> pa.Array:
+    """float32 [n, D] -> a list for each usable photo, null for the others."""
+    lengths = np.where(usable, values.shape[1], 0)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, values.ravel(), mask=pa.array(~usable))

@@ -1,92 +1,37 @@
-"""The bulk pipeline: list -> read and decode (CPU tasks) -> classify (actors) -> write, block by block -> merge -> publish.
+"""A scoring run: list -> leave out what is known -> score -> publish, with a ledger and a link to the run before.
 
-A block that comes in leaves as one file under its own name, written in one piece: a task that Ray runs again replaces its
-own file and adds no row, and a run that was killed, whatever of it, goes on with the blocks that have no file yet. The run is
-published when every listed photo is one row.
+The run is published when every listed photo is one row.
 
     <output>/model_id=.../scored_date=.../run_id=.../_listing.pq      the photos and how they are cut into blocks
     <output>/model_id=.../scored_date=.../run_id=.../_blocks/         a file a block, while the run goes on
     <output>/model_id=.../scored_date=.../run_id=.../_progress.json   where it stands, for a scheduler
     <output>/model_id=.../scored_date=.../run_id=.../_ledger.pq       what became of each photo; see skinray.ledger
+    <output>/model_id=.../scored_date=.../run_id=.../_isic.csv        on request; see skinray.isic_csv
     <output>/model_id=.../scored_date=.../run_id=.../part-00000.parquet ...
     <output>/model_id=.../scored_date=.../run_id=.../_manifest.json   written last: what makes the run exist
 """
 
-import contextlib
 import dataclasses
 import datetime
-import math
-import time
-from collections import Counter
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import ray
-import ray.data
-from ray.data import ActorPoolStrategy
+import pyarrow.parquet as pq
 
 from skinray import storage
 from skinray.audit_chain import KIND, described_file, previous_run
-from skinray.block_files import BlockResult, drop_blocks, finished_blocks, merge_blocks, write_block
+from skinray.block_files import drop_blocks
 from skinray.bundle import Bundle, load_bundle
-from skinray.classifier import Classifier, use_threads
-from skinray.clinical import encode_clinical
-from skinray.config import ClassifySettings, ScoreSettings
-from skinray.errors import ConfigError, ScoringError, StorageError
+from skinray.config import ScoreSettings
+from skinray.isic_csv import isic_table
 from skinray.ledger import LEDGER_NAME, read_ledger, select, write_ledger
 from skinray.listing import Listing, list_photos, listed, read_listing, write_listing
-from skinray.photos import DECODE_CPUS, Block, decoded_photos
-from skinray.predictions import prediction_rows
 from skinray.provenance import code_commit, versions
+from skinray.scoring_pipeline import RunSummary, write_predictions
 from skinray.screening_runs import alive, open_run
-from skinray.telemetry import Progress, say
+from skinray.telemetry import say
 
 LISTING_NAME = "_listing.pq"
-# For a scheduler: where the run stands, a few times a minute.
-PROGRESS_NAME = "_progress.json"
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What became of a run's photos.
-
-    Attributes:
-        uri: The run's folder; "" when there was nothing to do.
-        rows: Photos listed, each one row.
-        statuses: Rows by status.
-        errors: Rows by error code.
-        flagged: Rows at or above the operating point.
-        resumed_rows: Those of them that a killed run of the same command had scored.
-        seconds: From the start of the pipeline to its last block.
-        rows_per_second: Of the others, over the same time, start-up included.
-        start_up_seconds: Until the first photo was classified.
-        head_start_rows: Photos that were decoded in that time already.
-        skipped_rows: Photos of the input that were left out, as asked for; in no other figure.
-    """
-
-    uri: str
-    rows: int
-    statuses: dict[str, int]
-    errors: dict[str, int]
-    flagged: int
-    resumed_rows: int
-    seconds: float
-    rows_per_second: float
-    start_up_seconds: float
-    head_start_rows: int
-    skipped_rows: int = 0
-
-    @staticmethod
-    def of_nothing(skipped_rows: int) -> "RunSummary":
-        """Of a command that finds nothing to do, and makes no run."""
-        return RunSummary("", 0, {}, {}, 0, 0, 0.0, 0.0, 0.0, 0, skipped_rows)
-
-    @property
-    def bad_fraction(self) -> float:
-        """Share of the photos that have no score."""
-        return 1 - self.statuses.get("scored", 0) / self.rows if self.rows else 0.0
+ISIC_NAME = "_isic.csv"
 
 
 def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary:
@@ -106,22 +51,28 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary
     """
     bundle = load_bundle(settings.bundle)
     # Before the run's folder is claimed: an input without photos leaves nothing behind.
-    listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
-    skipped_rows = 0
-    if settings.only_new or settings.retry:
-        chosen = select(listing.photos, read_ledger(settings.output, bundle.model_id), "new" if settings.only_new else "failed")
-        skipped_rows = listing.rows - len(chosen)
-        say(f"score: {skipped_rows:,} of {listing.rows:,} photos need nothing")
-        if not len(chosen):
-            return RunSummary.of_nothing(skipped_rows)
-        listing = listed(chosen, settings.rows_per_block)
+    listing, skipped_rows = choose_photos(settings, bundle.model_id)
+    if not listing.rows:
+        return RunSummary.of_nothing(skipped_rows)
     run_uri = open_run(settings, bundle.model_id, now)
     with alive(run_uri):
         listing = _noted(listing, storage.join(run_uri, LISTING_NAME))
-        summary, files = write_predictions(bundle, listing, settings, run_uri)
+        summary, files = write_predictions(bundle, listing, settings, run_uri, settings.embeddings)
         write_ledger(run_uri, listing, files, now)
+        if settings.isic_csv:
+            _write_isic_csv(bundle, run_uri, files)
         _publish(bundle, settings, now, summary, files, skipped_rows)
     return dataclasses.replace(summary, skipped_rows=skipped_rows)
+
+
+def choose_photos(settings: ScoreSettings, model_id: str) -> tuple[Listing, int]:
+    """The photos that a command is to score, perhaps none, and how many others of the input need nothing."""
+    listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
+    if not settings.only_new and not settings.retry:
+        return listing, 0
+    chosen = select(listing.photos, read_ledger(settings.output, model_id), "new" if settings.only_new else "failed")
+    say(f"score: {listing.rows - len(chosen):,} of {listing.rows:,} photos need nothing")
+    return listed(chosen, settings.rows_per_block), listing.rows - len(chosen)
 
 
 def _noted(listing: Listing, uri: str) -> Listing:
@@ -140,7 +91,7 @@ def _publish(
     files: list[dict[str, Any]],
     skipped_rows: int,
 ) -> None:
-    records = [name for name in (LISTING_NAME, LEDGER_NAME) if storage.exists(storage.join(summary.uri, name))]
+    records = [name for name in (LISTING_NAME, LEDGER_NAME, ISIC_NAME) if storage.exists(storage.join(summary.uri, name))]
     manifest = {
         "kind": KIND,
         "schema_version": 2,
@@ -167,170 +118,10 @@ def _publish(
     drop_blocks(summary.uri)
 
 
-def write_predictions(
-    bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str
-) -> tuple[RunSummary, list[dict[str, Any]]]:
-    """Runs what a listing has and the folder has not yet through a bundle, and writes all of it as Parquet files.
-
-    Args:
-        bundle: The verified bundle.
-        listing: The photos.
-        settings: Actors, threads, batch.
-        run_uri: The folder for the files; blocks of the same listing and bundle that lie there already are done. Who publishes
-            it calls `drop_blocks` then.
-
-    Returns:
-        What became of the photos, and each file's path, rows, bytes and SHA-256.
-
-    Raises:
-        ScoringError: The rows written are not the photos listed.
-    """
-    planned = listing.blocks()
-    done = finished_blocks(run_uri, planned.items())
-    resumed_rows = sum(result.rows for result in done.values())
-    if resumed_rows:
-        say(f"score: {resumed_rows:,} of {listing.rows:,} photos are done already")
-    times = _run_pipeline(bundle, listing, settings, run_uri, done) if resumed_rows < listing.rows else _Times(0.0, 0.0, 0.0, ())
-    if {first: result.rows for first, result in done.items()} != planned:
-        written = sum(result.rows for result in done.values())
-        raise ScoringError(f"{run_uri}: {listing.rows} photos were listed but {written} rows written; run it again")
-    results = [done[first] for first in planned]
-    files = merge_blocks(run_uri, results)
-    statuses: Counter[str] = sum((Counter(result.statuses) for result in results), Counter())
-    errors: Counter[str] = sum((Counter(result.errors) for result in results), Counter())
-    seconds = times.ended - times.started
-    return RunSummary(
-        uri=run_uri,
-        rows=listing.rows,
-        statuses=dict(sorted(statuses.items())),
-        errors=dict(sorted(errors.items())),
-        flagged=sum(result.flagged for result in results),
-        resumed_rows=resumed_rows,
-        seconds=seconds,
-        rows_per_second=(listing.rows - resumed_rows) / seconds if seconds else 0.0,
-        start_up_seconds=times.first_classified - times.started,
-        head_start_rows=sum(rows for ready, rows in times.decoded if ready < times.first_classified),
-    ), files
-
-
-@dataclass(frozen=True)
-class _Times:
-    """When what happened in a pipeline, in seconds since 1970, because it happened in many processes.
-
-    Attributes:
-        started: Of the pipeline.
-        first_classified: Of the first photo's forward pass.
-        ended: Of its last block; what follows is its taking down.
-        decoded: When each block was ready, and how many photos it has.
-    """
-
-    started: float
-    first_classified: float
-    ended: float
-    decoded: Sequence[tuple[float, int]]
-
-
-def _run_pipeline(
-    bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str, done: dict[int, BlockResult]
-) -> _Times:
-    """Scores the blocks that are not in `done`, and adds them to it as they come."""
-    resumed_rows = sum(result.rows for result in done.values())
-    failed = 0
-
-    def tell(state: dict[str, Any]) -> None:
-        state |= {"resumed": resumed_rows, "failed": failed, "at": time.time()}
-        with contextlib.suppress(StorageError):  # what only tells may fail
-            storage.write_json(storage.join(run_uri, PROGRESS_NAME), state)
-
-    progress = Progress("score", total=listing.rows - resumed_rows, unit="photos", told=tell)
-    started = ended = time.time()
-    first_classified = math.inf
-    decoded = []
-    for block in classified_blocks(bundle, listing, settings, run_uri, frozenset(done)).iter_rows():
-        result = BlockResult.decoded(block["result"])
-        done[result.first_index] = result
-        decoded.append((block["decoded_at"], result.rows))
-        first_classified = min(first_classified, block["classified_from"])
-        ended = time.time()
-        failed += result.statuses.get("failed", 0)
-        progress.advance(result.rows, f"{failed:,} failed" if failed else "")
-    progress.close()
-    return _Times(started, first_classified, ended, decoded)
-
-
-def classified_blocks(
-    bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str, without: Container[int] = ()
-) -> ray.data.Dataset:
-    """The pipeline itself, not yet running: one row a block that says what was written.
-
-    Args:
-        bundle: The verified bundle.
-        listing: The photos.
-        settings: Actors, threads, batch.
-        run_uri: The folder for the blocks' files.
-        without: First indices of blocks to leave out.
-    """
-    actors, threads = _actors(settings)
-    return decoded_photos(listing, bundle.preprocessing, without).map_batches(
-        _ClassifyAndWrite,
-        batch_size=None,
-        batch_format="numpy",
-        compute=ActorPoolStrategy(size=actors),
-        # Next to nothing, not its threads: the forward pass and the decode tasks share the cores, and the operating system
-        # divides them better than fixed shares do. Not 0: a head that is to run no work (num-cpus 0) must not get it.
-        num_cpus=1 - DECODE_CPUS,
-        num_gpus=settings.gpus_per_actor or None,
-        fn_constructor_kwargs={
-            "bundle_uri": bundle.uri,
-            "model_id": bundle.model_id,
-            "batch_size": settings.batch_size,
-            "threads": threads,
-            "run_uri": run_uri,
-        },
-    )
-
-
-def _actors(settings: ClassifySettings) -> tuple[int, int]:
-    """How many actors, and how many threads each: all of a machine's cores, because decoding needs few beside them."""
-    need = "GPU" if settings.gpus_per_actor else "CPU"
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    able = [resources for resources in nodes if resources.get(need, 0) >= max(settings.gpus_per_actor, 1 - DECODE_CPUS)]
-    if not able:
-        wanted = f"{settings.gpus_per_actor:g} GPUs" if settings.gpus_per_actor else "a CPU"
-        raise ConfigError(f"no machine of the cluster has {wanted}; set gpus_per_actor to 0 to score on CPUs")
-    room = sum(int(resources["GPU"] / settings.gpus_per_actor) for resources in able) if settings.gpus_per_actor else len(able)
-    actors = settings.actors or room
-    cores = max(resources.get("CPU", 1) for resources in able)
-    return actors, settings.cpus_per_actor or max(1, math.floor(cores / math.ceil(actors / len(able))))
-
-
-class _ClassifyAndWrite:
-    """The actor: holds the bundle; decoded blocks in, each one's file written, one row about each out."""
-
-    def __init__(self, bundle_uri: str, model_id: str, batch_size: int, threads: int, run_uri: str) -> None:
-        use_threads(threads)
-        bundle = load_bundle(bundle_uri)
-        if bundle.model_id != model_id:
-            raise ScoringError(f"bundle {bundle_uri} changed from {model_id} to {bundle.model_id} while the run was going")
-        self.classifier = Classifier(bundle, batch_size)
-        self.run_uri = run_uri
-
-    def __call__(self, decoded: Block) -> dict[str, list[Any]]:
-        about: dict[str, list[Any]] = {"result": [], "decoded_at": [], "classified_from": []}
-        starts = np.flatnonzero(np.diff(decoded["block"], prepend=-1))
-        for start, end in zip(starts, [*starts[1:], len(decoded["block"])], strict=True):
-            about["classified_from"].append(time.time())
-            about["decoded_at"].append(float(decoded["decoded_at"][start]))
-            block = {name: column[start:end] for name, column in decoded.items()}
-            about["result"].append(self._scored(block).encoded())
-        return about
-
-    def _scored(self, block: Block) -> BlockResult:
-        bundle = self.classifier.bundle
-        usable = block["status"] == "scored"
-        pixels, clinical = block["pixels"], encode_clinical(block["age"], block["sex"], block["site"])
-        if not usable.all():
-            pixels, clinical = pixels[usable], clinical[usable]
-        probabilities = self.classifier.probabilities(pixels, clinical)
-        rows = prediction_rows(block, probabilities, bundle, bundle.operating_points.default)
-        return write_block(self.run_uri, int(block["block"][0]), rows)
+def _write_isic_csv(bundle: Bundle, run_uri: str, files: list[dict[str, Any]]) -> None:
+    columns = ["image_id", "malignancy_score", *(f"prob_{code}" for code in bundle.labels.codes)]
+    with storage.writing(storage.join(run_uri, ISIC_NAME)) as written:
+        for number, file in enumerate(files):
+            with storage.reading(storage.join(run_uri, file["path"])) as part:
+                table = isic_table(pq.read_table(part, columns=columns).to_pandas(), bundle.labels)
+            written.write(table.to_csv(index=False, header=number == 0).encode())

@@ -24,7 +24,17 @@ ALIVE_NAME = "_alive.json"
 _BEAT_S = 10.0
 _SILENT_S = 45.0
 # What may differ between a run and the command that goes on with it: how it is computed, and what is made of the outcome.
-_STEERING = ("actors", "batch_size", "cpus_per_actor", "gpus_per_actor", "max_bad_fraction", "output", "rows_per_block", "run_id")
+_STEERING = (
+    "actors",
+    "batch_size",
+    "cpus_per_actor",
+    "gpus_per_actor",
+    "isic_csv",
+    "max_bad_fraction",
+    "output",
+    "rows_per_block",
+    "run_id",
+)
 
 
 def open_run(settings: ScoreSettings, model_id: str, now: datetime.datetime) -> str:

@@ -7,9 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import rich.console
+import rich.markup
+import rich.progress
+
 
 class Progress:
-    """Progress of a counted stage, one line every few seconds on stderr, so that a job's log stays readable.
+    """Progress of a counted stage on stderr: a line every few seconds, so that a job's log stays readable; on a terminal a bar.
 
     Args:
         stage: What is being done.
@@ -35,6 +39,7 @@ class Progress:
         self._interval_s, self._clock = interval_s, clock
         self._started = self._said = clock()
         self._first: tuple[float, int] | None = None
+        self._bar = _Bar(stage, total) if sys.stderr.isatty() else None
 
     def advance(self, count: int, note: str = "") -> None:
         """Counts `count` more and says so when the last line is old enough."""
@@ -43,9 +48,14 @@ class Progress:
         if self._first is None:
             # The rate is taken from here on, once as much again is done: what came before holds the start-up.
             self._first = (now, self.done)
+        line = self._line(now, note)
+        if self._bar is not None:
+            self._bar.show(self.done, line)
         if now - self._said >= self._interval_s or self.done >= self.total:
             self._said = now
-            say(self._line(now, note))
+            if self._bar is None or self.done >= self.total:
+                self._leave_bar()
+                say(line)
             if self._told is not None:
                 self._told(self.state())
 
@@ -65,8 +75,14 @@ class Progress:
 
     def close(self) -> None:
         """Says how long it took when the last line did not."""
+        self._leave_bar()
         if self.done < self.total:
             say(self._line(self._clock(), "ended early"))
+
+    def _leave_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _line(self, now: float, note: str) -> str:
         share = self.done / self.total if self.total else 1.0
@@ -84,9 +100,35 @@ class Progress:
         return (self.done - self._first[1]) / (now - self._first[0])
 
 
+class _Bar:
+    """A bar on a terminal, under which lines go on being said."""
+
+    shown: rich.progress.Progress | None = None
+
+    def __init__(self, stage: str, total: int) -> None:
+        columns = (rich.progress.BarColumn(bar_width=24), rich.progress.TextColumn("{task.description}"))
+        console = rich.console.Console(stderr=True, highlight=False, markup=False)
+        self._progress = rich.progress.Progress(*columns, console=console, transient=True)
+        self._task = self._progress.add_task(rich.markup.escape(stage), total=total)
+        self._progress.start()
+        _Bar.shown = self._progress
+
+    def show(self, done: int, line: str) -> None:
+        """Moves it, with a line beside it."""
+        self._progress.update(self._task, completed=done, description=rich.markup.escape(line))
+
+    def close(self) -> None:
+        """Takes it away."""
+        self._progress.stop()
+        _Bar.shown = None
+
+
 def say(line: str) -> None:
     """Prints one line for the person who watches, at once; results go to stdout, this goes to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    if _Bar.shown is not None:
+        _Bar.shown.console.print(line, soft_wrap=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
 
 
 def import_tensorflow() -> None:

@@ -342,14 +342,19 @@ def _score(settings: ScoreSettings) -> int:
 
 
 def _score_dry(settings: ScoreSettings) -> list[str]:
+    telemetry.import_tensorflow()
     from skinray.bundle import load_bundle
-    from skinray.listing import list_photos
+    from skinray.scoring import choose_photos
+    from skinray.scoring_estimate import estimate
 
     bundle = load_bundle(settings.bundle)
-    listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
-    return [
-        f"model {bundle.model_id} on {listing.rows:,} photos, {listing.bytes / 1e6:,.0f} MB, in {len(listing.blocks()):,} blocks"
-    ]
+    listing, skipped_rows = choose_photos(settings, bundle.model_id)
+    known = [f"{skipped_rows:,} photos need no score"] if skipped_rows else []
+    if not listing.rows:
+        return [*known, "nothing to do"]
+    size = f"{listing.rows:,} photos, {listing.bytes / 1e6:,.0f} MB" if listing.bytes else f"{listing.rows:,} photos"
+    what = f"model {bundle.model_id} on {size}, in {len(listing.blocks()):,} blocks"
+    return [*known, what, *estimate(bundle, listing, settings).in_words()]
 
 
 def _serve(settings: ServeSettings) -> int:

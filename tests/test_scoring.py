@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from skinray import storage
+from skinray.audit_chain import check_chain
 from skinray.cli import main
 from skinray.config import ScoreSettings
 from skinray.errors import BundleError, OutputExistsError, StorageError
@@ -161,6 +162,26 @@ def test_shards_and_the_loose_files_they_were_made_from_give_the_same_scores(
     assert np.abs(both["malignancy_score_x"] - both["malignancy_score_y"]).max() <= 1e-5
     nothing = score_archive(settings_for(trained, Path(prepared.uri), tmp_path / "a", only_new=True), NOW)
     assert (nothing.rows, nothing.skipped_rows) == (0, 240), "photos in shards are known by their hash"
+
+
+def test_embeddings_and_the_challenges_csv_on_request(trained: TrainedModel, archive: Path, tmp_path: Path) -> None:
+    asked = settings_for(trained, archive, tmp_path, embeddings=True, isic_csv=True)
+    summary = score_archive(asked, NOW)
+    rows = pd.read_parquet(summary.uri)
+    scored = rows["status"] == "scored"
+    assert rows["embedding"][~scored].isna().all()
+    embeddings = np.stack(rows["embedding"][scored].to_list())
+    assert embeddings.shape == (55, 96), "what the last of the toy's four convolutions has"
+    assert embeddings.std(axis=0).max() > 0.01
+    isic = pd.read_csv(Path(summary.uri) / "_isic.csv")
+    assert [*isic] == ["image_name", "target"]
+    np.testing.assert_allclose(isic["target"], rows["malignancy_score"], rtol=1e-6)
+    assert [*isic["image_name"]] == [Path(name).stem for name in rows["image_id"]]
+    assert check_chain(str(tmp_path)).problems == ()
+    plain = pd.read_parquet(score_archive(settings_for(trained, archive, tmp_path), NOW + datetime.timedelta(hours=1)).uri)
+    np.testing.assert_allclose(plain["malignancy_score"], rows["malignancy_score"], atol=1e-6)
+    chain = check_chain(str(tmp_path))
+    assert (chain.runs, chain.problems, len(chain.heads)) == (2, (), 1)
 
 
 def test_blocks_carry_what_the_data_set_says_of_age_sex_and_site(prepared: PreparedDataset, drawn_photos: Path) -> None:

@@ -1,6 +1,10 @@
 """Progress lines: few of them, with a rate and an honest estimate."""
 
+import contextlib
 import os
+import pty
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -134,3 +138,29 @@ def test_without_a_dashboard_is_said_to_the_processes_started_meanwhile_alone(mo
     with without_dashboard():
         assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://mine:8265", "what the user set stays"
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://mine:8265"
+
+
+def test_on_a_terminal_there_is_a_bar_and_what_is_said_stands_above_it() -> None:
+    script = (
+        "import time\nfrom skinray.telemetry import Progress, say\n"
+        "progress = Progress('score', 40, 'photos')\n"
+        "for number in range(4):\n    progress.advance(10); say(f'[said] {number}'); time.sleep(0.15)\n"
+        "say('after')\n"
+    )
+    master, slave = pty.openpty()
+    terminal = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=slave, env=terminal)
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while some := os.read(master, 4096):
+            shown += some
+    os.close(master)
+    assert process.wait(timeout=30) == 0
+    text = shown.decode()
+    assert "\u2501" in text, "a bar"
+    assert "score: 20 of 40 photos (50%)" in text
+    lines = [line.split("\x1b[2K")[-1].strip() for line in text.replace("\r", "\n").split("\n")]
+    assert [line for line in lines if line.startswith("[said]")] == [f"[said] {number}" for number in range(4)]
+    assert [line for line in lines if line][-1] == "after", "without a bar below it"
+    assert "score: 40 of 40 photos (100%)" in text
