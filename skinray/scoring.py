@@ -13,6 +13,7 @@ The run is published when every listed photo is one row.
 
 import dataclasses
 import datetime
+import time
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -49,6 +50,7 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary
         StorageError: The input cannot be listed or the output not written.
         ScoringError: The rows written are not the photos listed; nothing is published.
     """
+    began = time.monotonic()
     bundle = load_bundle(settings.bundle)
     # Before the run's folder is claimed: an input without photos leaves nothing behind.
     listing, skipped_rows = choose_photos(settings, bundle.model_id)
@@ -57,12 +59,14 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary
     run_uri = open_run(settings, bundle.model_id, now)
     with alive(run_uri):
         listing = _noted(listing, storage.join(run_uri, LISTING_NAME))
+        listing_s = time.monotonic() - began
         summary, files = write_predictions(bundle, listing, settings, run_uri, settings.embeddings)
+        summary = dataclasses.replace(summary, skipped_rows=skipped_rows, listing_seconds=listing_s)
         write_ledger(run_uri, listing, files, now)
         if settings.isic_csv:
             _write_isic_csv(bundle, run_uri, files)
-        _publish(bundle, settings, now, summary, files, skipped_rows)
-    return dataclasses.replace(summary, skipped_rows=skipped_rows)
+        _publish(bundle, settings, now, summary, files)
+    return summary
 
 
 def choose_photos(settings: ScoreSettings, model_id: str) -> tuple[Listing, int]:
@@ -89,7 +93,6 @@ def _publish(
     now: datetime.datetime,
     summary: RunSummary,
     files: list[dict[str, Any]],
-    skipped_rows: int,
 ) -> None:
     records = [name for name in (LISTING_NAME, LEDGER_NAME, ISIC_NAME) if storage.exists(storage.join(summary.uri, name))]
     manifest = {
@@ -107,11 +110,12 @@ def _publish(
         "errors": summary.errors,
         "flagged": summary.flagged,
         "seconds": round(summary.seconds, 1),
+        "start_up": {name: round(seconds, 1) for name, seconds in summary.start_up_parts.items()},
         "files": files,
         "records": [described_file(summary.uri, name) for name in records],
         "previous": previous_run(settings.output),
         "resumed_rows": summary.resumed_rows,
-        "skipped_rows": skipped_rows,
+        "skipped_rows": summary.skipped_rows,
         "settings": settings.recorded(),
     }
     storage.publish_folder(summary.uri, manifest)

@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +46,11 @@ class RunSummary:
         resumed_rows: Those of them that a killed run of the same command had scored.
         seconds: From the start of the pipeline to its last block.
         rows_per_second: Of the others, over the same time, start-up included.
-        start_up_seconds: Until the first photo was classified.
+        start_up_seconds: From there until the first photo was classified.
+        start_up_parts: What that time went into, in words -> seconds.
         head_start_rows: Photos that were decoded in that time already.
         skipped_rows: Photos of the input that were left out, as asked for; in no other figure.
+        listing_seconds: Spent on the bundle, the listing and the ledger before the pipeline.
     """
 
     uri: str
@@ -60,13 +62,15 @@ class RunSummary:
     seconds: float
     rows_per_second: float
     start_up_seconds: float
+    start_up_parts: Mapping[str, float]
     head_start_rows: int
     skipped_rows: int = 0
+    listing_seconds: float = 0.0
 
     @staticmethod
     def of_nothing(skipped_rows: int) -> "RunSummary":
         """Of a command that finds nothing to do, and makes no run."""
-        return RunSummary("", 0, {}, {}, 0, 0, 0.0, 0.0, 0.0, 0, skipped_rows)
+        return RunSummary("", 0, {}, {}, 0, 0, 0.0, 0.0, 0.0, {}, 0, skipped_rows)
 
     @property
     def bad_fraction(self) -> float:
@@ -98,7 +102,7 @@ def write_predictions(
     resumed_rows = sum(result.rows for result in done.values())
     if resumed_rows:
         say(f"score: {resumed_rows:,} of {listing.rows:,} photos are done already")
-    times = _Times(0.0, 0.0, 0.0, ())
+    times = _Times(0.0, 0.0, 0.0, 0.0, 0.0, ())
     if resumed_rows < listing.rows:
         pipeline = classified_blocks(bundle, listing, settings, run_uri, embeddings, frozenset(done))
         times = _run_pipeline(pipeline, listing.rows - resumed_rows, run_uri, done)
@@ -120,6 +124,7 @@ def write_predictions(
         seconds=seconds,
         rows_per_second=(listing.rows - resumed_rows) / seconds if seconds else 0.0,
         start_up_seconds=times.first_classified - times.started,
+        start_up_parts=times.start_up_parts(),
         head_start_rows=sum(rows for ready, rows in times.decoded if ready < times.first_classified),
     ), files
 
@@ -130,15 +135,29 @@ class _Times:
 
     Attributes:
         started: Of the pipeline.
+        actor_began: Of the actor that classified first.
+        model_ready: When that one could classify.
         first_classified: Of the first photo's forward pass.
         ended: Of its last block; what follows is its taking down.
         decoded: When each block was ready, and how many photos it has.
     """
 
     started: float
+    actor_began: float
+    model_ready: float
     first_classified: float
     ended: float
     decoded: Sequence[tuple[float, int]]
+
+    def start_up_parts(self) -> dict[str, float]:
+        """What happened before the first photo was classified -> seconds; nothing where nothing ran."""
+        if not self.decoded:
+            return {}
+        return {
+            "processes": self.actor_began - self.started,
+            "TensorFlow and model": self.model_ready - self.actor_began,
+            "first photos": self.first_classified - self.model_ready,
+        }
 
 
 def _run_pipeline(pipeline: ray.data.Dataset, rows: int, run_uri: str, done: dict[int, BlockResult]) -> _Times:
@@ -153,18 +172,19 @@ def _run_pipeline(pipeline: ray.data.Dataset, rows: int, run_uri: str, done: dic
 
     progress = Progress("score", total=rows, unit="photos", told=tell)
     started = ended = time.time()
-    first_classified = math.inf
+    first = (math.inf, 0.0, 0.0)
     decoded = []
     for block in pipeline.iter_rows():
         result = BlockResult.decoded(block["result"])
         done[result.first_index] = result
         decoded.append((block["decoded_at"], result.rows))
-        first_classified = min(first_classified, block["classified_from"])
+        first = min(first, (block["classified_from"], block["actor_began"], block["model_ready"]))
         ended = time.time()
         failed += result.statuses.get("failed", 0)
         progress.advance(result.rows, f"{failed:,} failed" if failed else "")
     progress.close()
-    return _Times(started, first_classified, ended, decoded)
+    first_classified, actor_began, model_ready = first
+    return _Times(started, actor_began, model_ready, first_classified, ended, decoded)
 
 
 def classified_blocks(
@@ -224,12 +244,14 @@ class _ClassifyAndWrite:
     """The actor: holds the bundle; decoded blocks in, each one's file written, one row about each out."""
 
     def __init__(self, bundle_uri: str, model_id: str, batch_size: int, threads: int, run_uri: str, embeddings: bool) -> None:
+        self.began = time.time()
         use_threads(threads)
         bundle = load_bundle(bundle_uri)
         if bundle.model_id != model_id:
             raise ScoringError(f"bundle {bundle_uri} changed from {model_id} to {bundle.model_id} while the run was going")
         self.classifier = Classifier(bundle, batch_size, embeddings)
         self.run_uri = run_uri
+        self.ready = time.time()
 
     def __call__(self, decoded: Block) -> dict[str, list[Any]]:
         about: dict[str, list[Any]] = {"result": [], "decoded_at": [], "classified_from": []}
@@ -239,7 +261,8 @@ class _ClassifyAndWrite:
             about["decoded_at"].append(float(decoded["decoded_at"][start]))
             block = {name: column[start:end] for name, column in decoded.items()}
             about["result"].append(self._scored(block).encoded())
-        return about
+        many = len(about["result"])
+        return {**about, "actor_began": [self.began] * many, "model_ready": [self.ready] * many}
 
     def _scored(self, block: Block) -> BlockResult:
         first_index = int(block["block"][0])

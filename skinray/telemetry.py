@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import rich.console
@@ -129,6 +130,12 @@ def say(line: str) -> None:
         _Bar.shown.console.print(line, soft_wrap=True)
     else:
         print(line, file=sys.stderr, flush=True)
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started, which was before its first line of Python."""
+    ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def import_tensorflow() -> None:

@@ -323,6 +323,7 @@ def _score(settings: ScoreSettings) -> int:
     from skinray.scoring import score_archive
 
     with ray_session():
+        ray_s = telemetry.process_age_s()
         summary = score_archive(settings, datetime.datetime.now(datetime.UTC))
     if not summary.rows:
         print(f"nothing to do: {summary.skipped_rows:,} photos need no score")
@@ -331,6 +332,10 @@ def _score(settings: ScoreSettings) -> int:
     for code, count in summary.errors.items():
         print(f"  {code}: {count:,}")
     print(f"{summary.flagged:,} flagged, {summary.rows_per_second:.1f} photos/s with start-up")
+    if summary.start_up_parts:
+        parts = {"Python and Ray": ray_s, "listing": summary.listing_seconds, **summary.start_up_parts}
+        split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+        print(f"start-up {sum(parts.values()):.1f} s from the command to the first photo: {split}")
     if summary.resumed_rows:
         print(f"{summary.resumed_rows:,} of the photos had been scored before the run was cut off")
     print(f"predictions {summary.uri}")
