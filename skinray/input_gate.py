@@ -13,6 +13,19 @@ REASONS = ("blank", "graphic", "not_skin")
 # The side to which every photo is reduced.
 _SIDE = 64
 
+# Of lit levels: black margins are below it, and 45 % or more of every photo of HAM10000, ISIC 2020 and the nine-class collection
+# are lit. The least standard deviation of their levels is 4.7.
+_BLACK, _LEAST_LIT, _LEAST_VARIETY = 16, 0.1, 1.0
+# No photo of the three collections reaches 0.45; drawn windows, charts and sparse pages have more, also as JPEG of quality 50.
+_MOST_FLAT = 0.6
+# Edges are steps of so many levels between neighbours, and skin has the more of them the redder it is (lesions on pale skin,
+# hair). The line is that which catches most of 42 ImageNet photos of other things while each of the three collections loses no
+# more than 1 %; a logistic regression of the same two numbers gave the same slope. Chosen without one photo, such a line catches
+# 86 % of those left out.
+_EDGE, _MOST_EDGES, _EDGES_OF_REDNESS = 24, 0.07, 0.6
+# Median of (red - green) / (red + green): saturated sky and lawn are below it, no photo of the three collections is below -0.12.
+_LEAST_REDNESS = -0.15
+
 
 def refusal(pixels: npt.NDArray[np.uint8]) -> str:
     """Why a photo is none of skin.
@@ -52,9 +65,3 @@ def _flat_share(colours: npt.NDArray[np.int16], lit: npt.NDArray[np.bool_]) -> f
 def _edge_share(light: npt.NDArray[np.int16]) -> float:
     across, down = np.abs(light[:, 1:] - light[:, :-1]), np.abs(light[1:] - light[:-1])
     return (np.count_nonzero(across > _EDGE) + np.count_nonzero(down > _EDGE)) / (across.size + down.size)
-
-
-_BLACK, _LEAST_LIT, _LEAST_VARIETY = 16, 0.1, 1.0
-_MOST_FLAT = 0.6
-_EDGE, _MOST_EDGES, _EDGES_OF_REDNESS = 24, 0.07, 0.6
-_LEAST_REDNESS = -0.15
