@@ -231,6 +231,8 @@ class ScoreSettings(ClassifySettings):
     """Leave out what a published run of the same bundle below the output has already, as its file is now."""
     retry: Literal["failed"] | None = None
     """Take only the photos that the newest published run of the same bundle that had them could not read."""
+    refuse: bool = True
+    """Refuse what is no photo of skin, with the reason, instead of scoring it."""
     embeddings: bool = False
     """Also write what the network's head judges from, a list of numbers a photo."""
     isic_csv: bool = False

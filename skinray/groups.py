@@ -1,4 +1,4 @@
-"""Figures by age, sex, site, source: whether a model judges everybody equally well."""
+"""Figures by age, sex, site, source, image quality: whether a model judges everybody, and every photo, equally well."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import pandas as pd
 from skinray.clinical import site_group
 from skinray.counts import Measure, ScoreCounts, ThresholdCounts
 from skinray.intervals import Estimate, Resampled
+from skinray.quality import QUALITY_FLAGS
 from skinray.skin_tone import TONES, tones
 
 # Fewer photos of a kind than this give no figure that says anything about a group.
@@ -93,12 +94,12 @@ def attributes_of(photos: pd.DataFrame) -> dict[str, npt.NDArray[np.str_]]:
     """What photos are grouped by.
 
     Args:
-        photos: One row a photo with age (years), sex, site, skin_type, source and ita_degrees; what is missing may be anything
-            that pandas takes for it.
+        photos: One row a photo with age (years), sex, site, skin_type, source, ita_degrees and the flags of `skinray.quality`;
+            what is missing may be anything that pandas takes for it.
 
     Returns:
-        Attribute -> the group of each photo, str [N]; attributes of a single group are left out. Skin tone is estimated from
-        the photos where the data set states no skin type.
+        Attribute -> the group of each photo, str [N]; attributes of a single group, and quality flags that few photos have, are
+        left out. Skin tone is estimated from the photos where the data set states no skin type.
     """
     skin = _texts(photos["skin_type"])
     estimated = tones(photos["ita_degrees"].to_numpy(np.float64, na_value=np.nan))
@@ -109,6 +110,8 @@ def attributes_of(photos: pd.DataFrame) -> dict[str, npt.NDArray[np.str_]]:
         "source": _texts(photos["source"]),
         **({"skin type": skin} if set(skin) - {UNKNOWN} else {"estimated skin tone": estimated}),
     }
+    flagged = {name: photos[name].to_numpy(bool, na_value=False) for name in QUALITY_FLAGS if name in photos}
+    known |= {name: np.where(has, "yes", "no") for name, has in flagged.items() if has.sum() >= LEAST_PHOTOS}
     return {name: groups for name, groups in known.items() if len(set(groups) - {UNKNOWN}) > 1}
 
 

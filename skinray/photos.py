@@ -13,6 +13,8 @@ never an exception.
     age           float64, years (NaN when unknown)
     label, patient_id, lesion_id, sex, site                     str ("" when unknown), as the input writes them
     ita_degrees   float64, see `skinray.skin_tone` (NaN when unknown)
+    sharpness, brightness, contrast                             float64, see `skinray.quality` (NaN when unknown)
+    blurred, underexposed, overexposed, small, vignetted, marked    bool, as those (False when unknown)
     pixels        uint8 [rows, size, size, 3]
     decoded_at    float64, seconds since 1970 at which the block was ready
 """
@@ -32,7 +34,9 @@ import ray.data
 from skinray import storage
 from skinray.errors import ImageError
 from skinray.images import Preprocessing, decode_photo
+from skinray.input_gate import refusal
 from skinray.listing import Listing
+from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES, quality
 from skinray.shard_reader import read_contents
 from skinray.skin_tone import ita_degrees
 
@@ -42,21 +46,29 @@ DECODE_CPUS = 0.95
 
 Block = dict[str, npt.NDArray[Any]]
 
+_REFUSED = {
+    "blank": "it shows nothing",
+    "graphic": "it is drawn or written, as a screenshot or a page",
+    "not_skin": "it does not look like skin",
+}
 _ONLY_FOR_READING = frozenset({"shard", "position", "file_bytes", "file_version"})
 
 
-def decoded_photos(listing: Listing, preprocessing: Preprocessing, without: Container[int] = ()) -> ray.data.Dataset:
+def decoded_photos(
+    listing: Listing, preprocessing: Preprocessing, refuse: bool = False, without: Container[int] = ()
+) -> ray.data.Dataset:
     """Reads and decodes a listing on CPU tasks, a block at a time.
 
     Args:
         listing: What to read.
         preprocessing: How to decode it.
+        refuse: Refuse what is no photo of skin.
         without: First indices of blocks to leave out.
 
     Returns:
         Rows as described at the top of this module, a batch a task.
     """
-    decode = functools.partial(read_and_decode, preprocessing=preprocessing)
+    decode = functools.partial(read_and_decode, preprocessing=preprocessing, refuse=refuse)
     tasks = ray.data.from_arrow(_tasks(listing, without))
     return tasks.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
 
@@ -82,12 +94,13 @@ def _tasks(listing: Listing, without: Container[int]) -> list[pa.Table]:
     ]
 
 
-def read_and_decode(plan: pa.Table, preprocessing: Preprocessing) -> Block:
+def read_and_decode(plan: pa.Table, preprocessing: Preprocessing, refuse: bool) -> Block:
     """Reads and decodes some listed photos here and now: what each task of `decoded_photos` does.
 
     Args:
         plan: Rows of LISTING_SCHEMA with the block of each.
         preprocessing: How to decode them.
+        refuse: Refuse what is no photo of skin.
     """
     rows = [_described(row) for row in plan.to_pylist()]
     size = preprocessing.image_size_px
@@ -100,7 +113,10 @@ def read_and_decode(plan: pa.Table, preprocessing: Preprocessing) -> Block:
             photo = decode_photo(data, preprocessing)
             row["width_px"], row["height_px"] = photo.width_px, photo.height_px
             row["ita_degrees"] = ita_degrees(photo.pixels)
+            row.update(quality(photo.pixels, photo.width_px, photo.height_px))
             target[:] = photo.pixels
+            if refuse and (reason := refusal(photo.pixels)):
+                row["status"], row["error_code"], row["error_detail"] = "refused", reason, _REFUSED[reason]
         except ImageError as error:
             row["status"], row["error_code"], row["error_detail"] = "failed", error.code, error.detail
     block: Block = {name: np.array([row[name] for row in rows]) for name in rows[0] if name not in _ONLY_FOR_READING}
@@ -114,7 +130,8 @@ def _described(listed: dict[str, Any]) -> dict[str, Any]:
     texts = {name: listed[name] or "" for name in ("label", "patient_id", "lesion_id", "sex", "site")}
     age = math.nan if listed["age"] is None else listed["age"]
     unread = {"image_sha256": "", "width_px": 0, "height_px": 0, "status": "scored", "error_code": "", "error_detail": ""}
-    return {**listed, **texts, "age": age, **unread, "ita_degrees": math.nan}
+    unmeasured = {**dict.fromkeys(("ita_degrees", *QUALITY_MEASURES), math.nan), **dict.fromkeys(QUALITY_FLAGS, False)}
+    return {**listed, **texts, "age": age, **unread, **unmeasured}
 
 
 def _unreadable(error: Exception) -> ImageError:

@@ -4,7 +4,7 @@ Every input photo is exactly one row. `status` says what became of it:
 
     scored    it has probabilities
     failed    it could not be read or decoded; `error_code` and `error_detail` say why; it has no probabilities and no flag
-    refused   it was decoded but is not a photo that the model may judge; as failed
+    refused   it was decoded but is no photo of skin (`skinray.input_gate`); as failed, but measured
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from skinray.bundle import Bundle, Labels
 from skinray.errors import ConfigError
+from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES
 
 
 def prediction_schema(labels: Labels) -> pa.Schema:
@@ -41,6 +42,8 @@ def prediction_schema(labels: Labels) -> pa.Schema:
             ("operating_point", pa.string()),
             ("flagged", pa.bool_()),
             ("ita_degrees", pa.float32()),
+            *((name, pa.float32()) for name in QUALITY_MEASURES),
+            *((name, pa.bool_()) for name in QUALITY_FLAGS),
         ]
     )
 
@@ -132,8 +135,10 @@ def prediction_rows(
         columns[f"prob_{code}"] = spread(probabilities[:, position])
     columns["malignancy_score"] = spread(scores)
     columns["operating_point"] = pa.array([operating_point] * len(usable), pa.string())
-    for name in ("age", "ita_degrees"):
+    for name in ("age", "ita_degrees", *QUALITY_MEASURES):
         columns[name] = pa.array(photos[name].astype(np.float32), from_pandas=True)
+    for name in QUALITY_FLAGS:
+        columns[name] = pa.array(photos[name], mask=photos["status"] == "failed")
     columns["flagged"] = spread(scores >= threshold_of(bundle, operating_point))
     rows = pa.table(columns, schema=prediction_schema(bundle.labels))
     return rows if embeddings is None else rows.append_column("embedding", _lists(embeddings, usable))

@@ -27,7 +27,7 @@ from skinray.isic_csv import isic_table
 from skinray.ledger import LEDGER_NAME, read_ledger, select, write_ledger
 from skinray.listing import Listing, list_photos, listed, read_listing, write_listing
 from skinray.provenance import code_commit, versions
-from skinray.scoring_pipeline import RunSummary, write_predictions
+from skinray.scoring_pipeline import Extras, RunSummary, write_predictions
 from skinray.screening_runs import alive, open_run
 from skinray.telemetry import say
 
@@ -60,7 +60,7 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary
     with alive(run_uri):
         listing = _noted(listing, storage.join(run_uri, LISTING_NAME))
         listing_s = time.monotonic() - began
-        summary, files = write_predictions(bundle, listing, settings, run_uri, settings.embeddings)
+        summary, files = write_predictions(bundle, listing, settings, run_uri, Extras(settings.refuse, settings.embeddings))
         summary = dataclasses.replace(summary, skipped_rows=skipped_rows, listing_seconds=listing_s)
         write_ledger(run_uri, listing, files, now)
         if settings.isic_csv:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from skinray.bundle import Bundle
-from skinray.config import ClassifySettings
+from skinray.config import ScoreSettings
 from skinray.listing import Listing
 from skinray.photos import read_and_decode
 
@@ -50,7 +50,7 @@ class Estimate:
         ]
 
 
-def estimate(bundle: Bundle, listing: Listing, settings: ClassifySettings) -> Estimate:
+def estimate(bundle: Bundle, listing: Listing, settings: ScoreSettings) -> Estimate:
     """Reads, decodes and classifies a random sample of a listing.
 
     Raises:
@@ -62,7 +62,7 @@ def estimate(bundle: Bundle, listing: Listing, settings: ClassifySettings) -> Es
     chosen = np.random.default_rng(_SEED).choice(listing.rows, min(SAMPLE, listing.rows), replace=False)
     photos = listing.photos.take(np.sort(chosen))
     started = time.perf_counter()
-    block = read_and_decode(photos.append_column("block", photos["index"]), bundle.preprocessing)
+    block = read_and_decode(photos.append_column("block", photos["index"]), bundle.preprocessing, settings.refuse)
     decode_s = (time.perf_counter() - started) / len(photos)
     use_threads(cores)
     classifier = Classifier(bundle, settings.batch_size)

@@ -34,6 +34,22 @@ PROGRESS_NAME = "_progress.json"
 
 
 @dataclass(frozen=True)
+class Extras:
+    """What a run may do beside classifying.
+
+    Attributes:
+        refuse: Refuse what is no photo of skin.
+        embeddings: Also write what the network's head judges from.
+    """
+
+    refuse: bool = False
+    embeddings: bool = False
+
+
+NO_EXTRAS = Extras()
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """What became of a run's photos.
 
@@ -79,7 +95,7 @@ class RunSummary:
 
 
 def write_predictions(
-    bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str, embeddings: bool = False
+    bundle: Bundle, listing: Listing, settings: ClassifySettings, run_uri: str, extras: Extras = NO_EXTRAS
 ) -> tuple[RunSummary, list[dict[str, Any]]]:
     """Runs what a listing has and the folder has not yet through a bundle, and writes all of it as Parquet files.
 
@@ -89,7 +105,7 @@ def write_predictions(
         settings: Actors, threads, batch.
         run_uri: The folder for the files; blocks of the same listing and bundle that lie there already are done. Who publishes
             it calls `drop_blocks` then.
-        embeddings: Also write what the network's head judges from.
+        extras: What else is asked for.
 
     Returns:
         What became of the photos, and each file's path, rows, bytes and SHA-256.
@@ -104,7 +120,7 @@ def write_predictions(
         say(f"score: {resumed_rows:,} of {listing.rows:,} photos are done already")
     times = _Times(0.0, 0.0, 0.0, 0.0, 0.0, ())
     if resumed_rows < listing.rows:
-        pipeline = classified_blocks(bundle, listing, settings, run_uri, embeddings, frozenset(done))
+        pipeline = classified_blocks(bundle, listing, settings, run_uri, extras, frozenset(done))
         times = _run_pipeline(pipeline, listing.rows - resumed_rows, run_uri, done)
     if {first: result.rows for first, result in done.items()} != planned:
         written = sum(result.rows for result in done.values())
@@ -192,7 +208,7 @@ def classified_blocks(
     listing: Listing,
     settings: ClassifySettings,
     run_uri: str,
-    embeddings: bool = False,
+    extras: Extras = NO_EXTRAS,
     without: Container[int] = (),
 ) -> ray.data.Dataset:
     """The pipeline itself, not yet running: one row a block that says what was written.
@@ -202,11 +218,11 @@ def classified_blocks(
         listing: The photos.
         settings: Actors, threads, batch.
         run_uri: The folder for the blocks' files.
-        embeddings: Also write what the network's head judges from.
+        extras: What else is asked for.
         without: First indices of blocks to leave out.
     """
     actors, threads = _actors(settings)
-    return decoded_photos(listing, bundle.preprocessing, without).map_batches(
+    return decoded_photos(listing, bundle.preprocessing, extras.refuse, without).map_batches(
         _ClassifyAndWrite,
         batch_size=None,
         batch_format="numpy",
@@ -221,7 +237,7 @@ def classified_blocks(
             "batch_size": settings.batch_size,
             "threads": threads,
             "run_uri": run_uri,
-            "embeddings": embeddings,
+            "embeddings": extras.embeddings,
         },
     )
 

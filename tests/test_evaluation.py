@@ -18,6 +18,7 @@ from skinray.config import EvaluateSettings, PrepareSettings, ScoreSettings, Ser
 from skinray.errors import LeakError, OutputExistsError
 from skinray.evaluation import evaluate
 from skinray.preparation import prepare_dataset
+from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES
 from skinray.scoring import score_archive
 from skinray.serving import start_serving, stop_serving
 from skinray.shards import PreparedDataset
@@ -128,6 +129,7 @@ def test_an_evaluation_leaves_a_page_a_card_and_tables_that_agree(evaluation: Pa
     assert len(judged) == metrics["photos"]
     assert lesions["photos"].sum() == metrics["photos"]
     assert judged["ita_degrees"].notna().mean() > 0.9
+    assert judged[[*QUALITY_MEASURES, *QUALITY_FLAGS]].notna().all().all()
     assert (judged["malignancy_score_at_0.01"] < judged["malignancy_score"]).all(), "more photos are malignant here than 1 %"
     assert metrics["figures"]["ece"]["value"] < 0.25
     assert {group["attribute"] for group in metrics["groups"]} >= {"age", "sex", "site"}

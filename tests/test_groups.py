@@ -38,6 +38,19 @@ def test_gaps_of_every_kind_are_unknown_and_a_single_group_is_none() -> None:
     assert "estimated skin tone" not in stated, "what is stated is no estimate"
 
 
+def test_photos_are_grouped_by_the_quality_flags_that_enough_of_them_have() -> None:
+    count = 3 * LEAST_PHOTOS
+    photos = pd.DataFrame({name: [None] * count for name in ("age", "sex", "site", "skin_type", "source", "ita_degrees")})
+    photos["ita_degrees"] = np.nan
+    blurred = np.arange(count) < LEAST_PHOTOS
+    photos = photos.assign(blurred=blurred, marked=np.arange(count) < LEAST_PHOTOS - 1, small=False)
+    photos["vignetted"] = pd.array([None, *[True] * LEAST_PHOTOS, *[False] * (2 * LEAST_PHOTOS - 1)], "boolean")
+    found = attributes_of(photos)
+    assert set(found) == {"blurred", "vignetted"}
+    assert found["blurred"].tolist() == np.where(blurred, "yes", "no").tolist()
+    assert found["vignetted"][0] == "no", "a photo that was not looked at has no flag"
+
+
 @pytest.fixture(scope="module")
 def judged() -> dict[str, np.ndarray]:
     """Women's malignant lesions score as benign ones do; 9 photos are of nobody known."""

@@ -15,6 +15,7 @@ from skinray.bundle import Bundle, Labels, OperatingPoint, OperatingPoints
 from skinray.errors import ConfigError
 from skinray.images import Preprocessing
 from skinray.predictions import malignancy_scores, prediction_answer, prediction_rows, prediction_schema, threshold_of
+from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES
 from skinray.taxonomy import TARGETS
 
 HAM7 = Labels(codes=TARGETS["ham7"].codes, malignant=TARGETS["ham7"].malignant)
@@ -57,7 +58,8 @@ def photos(*error_codes: str) -> dict[str, NDArray[Any]]:
         "age": np.where(usable, 61.0, np.nan),
         "status": np.array(["scored" if code == "" else "failed" for code in error_codes], dtype=object),
         "width_px": np.where(usable, 600, 0),
-        "ita_degrees": np.where(usable, 30.0, np.nan),
+        **{name: np.where(usable, 30.0, np.nan) for name in ("ita_degrees", *QUALITY_MEASURES)},
+        **{name: usable & (np.arange(len(usable)) == 2) for name in QUALITY_FLAGS},
         "height_px": np.where(usable, 450, 0),
         "error_code": np.array(error_codes, dtype=object),
         "error_detail": np.array([code and f"it is {code}" for code in error_codes], dtype=object),

@@ -20,7 +20,7 @@ from skinray.training import TrainedModel
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 KILLS = {"driver": 3, "actor": 6, "task": 11}
-COPIES = 10
+COPIES = 25
 PROCESSES = {"actor": b"_ClassifyAndWrite", "task": b"read_and_decode"}
 
 
@@ -62,7 +62,11 @@ def test_twenty_kills_of_driver_actor_and_tasks_lose_nothing(
 
     def blocks() -> dict[str, int]:
         """The blocks that are there -> when each was written."""
-        return {path.name: path.stat().st_mtime_ns for path in output.rglob("*.block")}
+        found = {}
+        for path in output.rglob("*.block"):
+            with contextlib.suppress(FileNotFoundError):  # the run is published, and its blocks go
+                found[path.name] = path.stat().st_mtime_ns
+        return found
 
     chance = random.Random(7)
     victims = [victim for victim, times in KILLS.items() for _ in range(times)]
