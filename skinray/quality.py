@@ -27,7 +27,8 @@ _ROUNDING = 0.5
 # by a Gaussian whose standard deviation is 1 % of the side, and three quarters of those blurred by 0.67 %.
 _BLURRED = 0.585
 # L* 31 and 94. No photo of the three collections is underexposed, hardly any darkened by a stop, two thirds by three, all by
-# four. Well exposed skin of L* 31 and less is, too. 0.1 % of HAM10000 and 4 % of ISIC 2020 are overexposed, a third of those brightened by a stop, 95 % by two.
+# four; well exposed skin of L* 31 and less is, too. 0.1 % of HAM10000 and 4 % of ISIC 2020 are overexposed, a third of those
+# brightened by a stop, 95 % of HAM10000 brightened by two.
 _DARK, _BRIGHTEST = 75, 0.05
 _BURNT, _BURNT_SHARE = 240, 0.2
 # Where a photo shows 20 mm, 128 pixels are 0.16 mm each: about as wide as the lines of a pigment network.
