@@ -129,6 +129,6 @@ def _is_marked(colours: npt.NDArray[np.uint8]) -> bool:
     violet = (blue - green > _VIOLET) & (bluer > max(_VIOLET_BLUER, tint + _BLUER_THAN_TINT))
     ink = violet | (bluer > max(_BLUER, tint + _BLUER_THAN_TINT)) | (green - np.maximum(red, blue) > _GREENER)
     quarter = _SIDE // 4
-    middle = np.count_nonzero(ink[quarter:-quarter, quarter:-quarter])
+    middle = int(np.count_nonzero(ink[quarter:-quarter, quarter:-quarter]))
     # Lesions can be as blue as ink, but lie in the middle.
-    return np.count_nonzero(ink) - middle > max(middle, _INK_SHARE * ink.size)
+    return int(np.count_nonzero(ink)) - middle > max(middle, _INK_SHARE * ink.size)
