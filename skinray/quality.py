@@ -27,7 +27,8 @@ _ROUNDING = 0.5
 # by a Gaussian whose standard deviation is 1 % of the side, and three quarters of those blurred by 0.67 %.
 _BLURRED = 0.585
 # L* 31 and 94. No photo of the three collections is underexposed, hardly any darkened by a stop, two thirds by three, all by
-# four. Well exposed skin of L* 31 and less is, too. 0.1 % of HAM10000 and 4 % of ISIC 2020 are overexposed, a third of those brightened by a stop, 95 % by two.
+# four; well exposed skin of L* 31 and less is, too. 0.1 % of HAM10000 and 4 % of ISIC 2020 are overexposed, a third of those
+# brightened by a stop, 95 % of HAM10000 brightened by two.
 _DARK, _BRIGHTEST = 75, 0.05
 _BURNT, _BURNT_SHARE = 240, 0.2
 # Where a photo shows 20 mm, 128 pixels are 0.16 mm each: about as wide as the lines of a pigment network.
@@ -128,6 +129,6 @@ def _is_marked(colours: npt.NDArray[np.uint8]) -> bool:
     violet = (blue - green > _VIOLET) & (bluer > max(_VIOLET_BLUER, tint + _BLUER_THAN_TINT))
     ink = violet | (bluer > max(_BLUER, tint + _BLUER_THAN_TINT)) | (green - np.maximum(red, blue) > _GREENER)
     quarter = _SIDE // 4
-    middle = np.count_nonzero(ink[quarter:-quarter, quarter:-quarter])
+    middle = int(np.count_nonzero(ink[quarter:-quarter, quarter:-quarter]))
     # Lesions can be as blue as ink, but lie in the middle.
-    return np.count_nonzero(ink) - middle > max(middle, _INK_SHARE * ink.size)
+    return int(np.count_nonzero(ink)) - middle > max(middle, _INK_SHARE * ink.size)

@@ -81,6 +81,11 @@ def test_sky_and_lawn_are_not_skin() -> None:
         assert refusal(np.uint8(np.clip(colours, 0, 255))) == "not_skin"
 
 
+@pytest.mark.parametrize("size", [48, *SIZES])
+def test_noise_is_not_skin(size: int) -> None:
+    assert refusal(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)) == "not_skin"
+
+
 def test_edges_everywhere_are_not_skin() -> None:
     cells = np.random.default_rng(0).integers(0, 256, (32, 32, 1), dtype=np.uint8)
     pixels = np.kron(np.repeat(cells, 3, axis=2), np.ones((7, 7, 1), np.uint8))
