@@ -256,6 +256,8 @@ class ServeSettings(VerbSettings):
     """Address to listen on; 0.0.0.0 opens it to the network, which nothing here protects."""
     port: int = Field(8000, ge=1, le=65535)
     """Port to listen on."""
+    refuse: bool = True
+    """Refuse what is no photo of skin, with the reason, instead of judging it."""
 
 
 class DemoSettings(VerbSettings):

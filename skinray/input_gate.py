@@ -20,8 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-REASONS = ("blank", "graphic", "not_skin")
-"""What `refusal` answers for a photo that is refused."""
+REASONS = {
+    "blank": "it shows nothing",
+    "graphic": "it is drawn or written, as a screenshot or a page",
+    "not_skin": "it does not look like skin",
+}
+"""What `refusal` answers for a photo that is refused -> the reason for a person."""
 
 # The side to which every photo is reduced.
 _SIDE = 64

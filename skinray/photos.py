@@ -34,7 +34,7 @@ import ray.data
 from skinray import storage
 from skinray.errors import ImageError
 from skinray.images import Preprocessing, decode_photo
-from skinray.input_gate import refusal
+from skinray.input_gate import REASONS, refusal
 from skinray.listing import Listing
 from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES, quality
 from skinray.shard_reader import read_contents
@@ -46,11 +46,6 @@ DECODE_CPUS = 0.95
 
 Block = dict[str, npt.NDArray[Any]]
 
-_REFUSED = {
-    "blank": "it shows nothing",
-    "graphic": "it is drawn or written, as a screenshot or a page",
-    "not_skin": "it does not look like skin",
-}
 _ONLY_FOR_READING = frozenset({"shard", "position", "file_bytes", "file_version"})
 
 
@@ -116,7 +111,7 @@ def read_and_decode(plan: pa.Table, preprocessing: Preprocessing, refuse: bool) 
             row.update(quality(photo.pixels, photo.width_px, photo.height_px))
             target[:] = photo.pixels
             if refuse and (reason := refusal(photo.pixels)):
-                row["status"], row["error_code"], row["error_detail"] = "refused", reason, _REFUSED[reason]
+                row["status"], row["error_code"], row["error_detail"] = "refused", reason, REASONS[reason]
         except ImageError as error:
             row["status"], row["error_code"], row["error_detail"] = "failed", error.code, error.detail
     block: Block = {name: np.array([row[name] for row in rows]) for name in rows[0] if name not in _ONLY_FOR_READING}

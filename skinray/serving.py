@@ -39,7 +39,9 @@ from skinray.clinical import NO_CLINICAL, SITE_NAMES, stated_clinical
 from skinray.config import ServeSettings
 from skinray.errors import ImageError, ImageErrorCode, SkinrayError
 from skinray.images import decode_photo
+from skinray.input_gate import REASONS, refusal
 from skinray.predictions import prediction_answer
+from skinray.quality import quality
 from skinray.reports import NOT_A_DEVICE
 from skinray.telemetry import say
 
@@ -88,6 +90,7 @@ class BuildArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     bundle: str
+    refuse: bool = True
 
 
 class _ProblemError(Exception):
@@ -170,8 +173,9 @@ class ClassifierReplica:
 class SkinrayApi:
     """Takes photos over HTTP, decodes them and asks the model."""
 
-    def __init__(self, bundle_uri: str, classifier: DeploymentHandle[Any]) -> None:
+    def __init__(self, bundle_uri: str, refuse: bool, classifier: DeploymentHandle[Any]) -> None:
         self._bundle = load_bundle(bundle_uri)
+        self._refuse = refuse
         self._classifier = classifier
         template = (files("skinray") / "web" / "index.html").read_text(encoding="utf-8")
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -224,11 +228,14 @@ class SkinrayApi:
         except ImageError as error:
             status = _STATUS_OF_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
             raise _ProblemError(status, error.code, error.detail) from error
+        if self._refuse and (reason := refusal(photo.pixels)):
+            raise _ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, reason, f"the photo is refused: {REASONS[reason]}")
         probabilities = await self._probabilities(photo.pixels, clinical)
         return {
             "image_sha256": storage.sha256_of(data),
             "width_px": photo.width_px,
             "height_px": photo.height_px,
+            **{name: value.item() for name, value in quality(photo.pixels, photo.width_px, photo.height_px).items()},
             **prediction_answer(probabilities, self._bundle, self._bundle.operating_points.default),
             "notice": NOT_A_DEVICE,
         }
@@ -253,13 +260,14 @@ def build_app(args: BuildArgs) -> serve.Application:
         BundleError: The bundle does not verify; a broken one is refused before anything is deployed.
     """
     load_bundle(args.bundle)
-    app: serve.Application = SkinrayApi.bind(args.bundle, ClassifierReplica.bind(args.bundle))  # type: ignore[attr-defined]
+    replica = ClassifierReplica.bind(args.bundle)  # type: ignore[attr-defined]
+    app: serve.Application = SkinrayApi.bind(args.bundle, args.refuse, replica)  # type: ignore[attr-defined]
     return app
 
 
 def start_serving(settings: ServeSettings) -> str:
     """Serves a bundle on the running Ray and returns the address once it answers."""
-    app = build_app(BuildArgs(bundle=settings.bundle))
+    app = build_app(BuildArgs(bundle=settings.bundle, refuse=settings.refuse))
     serve.start(http_options={"host": settings.host, "port": settings.port})
     serve.run(app, name="skinray", route_prefix="/")
     address = f"http://{settings.host}:{settings.port}/"

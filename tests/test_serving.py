@@ -1,6 +1,7 @@
 """A bundle that looks at age, sex and site: over HTTP what a data set states can be stated too, and the answer is the same."""
 
 import datetime
+import io
 import json
 import urllib.error
 import urllib.parse
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
 from skinray.clinical import SITE_NAMES
 from skinray.config import EvaluateSettings, ScoreSettings, ServeSettings
 from skinray.evaluation import evaluate
 from skinray.images import Preprocessing, decode_photo
+from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES
 from skinray.scoring import score_archive
 from skinray.serving import start_serving, stop_serving
 from skinray.shards import PreparedDataset
@@ -155,6 +158,21 @@ def test_what_cannot_be_understood_is_refused(
     assert (status, problem["status"], problem["error_code"]) == (422, 422, "bad_clinical")
     assert problem["content_type"] == "application/problem+json"
     assert said in problem["detail"]
+
+
+def test_what_is_no_photo_of_skin_is_refused_and_a_photo_of_skin_is_measured(served: str, photo: bytes) -> None:
+    page = Image.new("RGB", (300, 300), "white")
+    for line in range(20, 280, 20):
+        page.paste("black", (20, line, 20 + line % 90 + 60, line + 3))
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG")
+    status, problem = predict(served, buffer.getvalue(), {})
+    assert (status, problem["error_code"]) == (422, "graphic")
+    assert "drawn or written" in problem["detail"]
+    status, answer = predict(served, photo, {})
+    assert status == 200
+    assert set(answer) >= {*QUALITY_MEASURES, *QUALITY_FLAGS}
+    assert 0 < answer["brightness"] < 100
 
 
 def test_the_page_asks_for_what_the_model_looks_at(served: str) -> None:
