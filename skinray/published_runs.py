@@ -1,0 +1,164 @@
+"""Published scoring runs: found below a root, and read column by column, because a run may have a million rows."""
+
+import contextlib
+import datetime
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset
+
+from skinray import storage
+from skinray.errors import StorageError
+
+_KIND = "skinray-predictions"
+_RUN = re.compile(r"^(?:.*/)?model_id=[^/]+/scored_date=[^/]+/run_id=[^/]+$")
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """A run that came to its end.
+
+    Attributes:
+        uri: Its folder.
+        manifest: What it says of itself.
+    """
+
+    uri: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def model_id(self) -> str:
+        """What scored."""
+        return str(self.manifest["model_id"])
+
+    @property
+    def run_id(self) -> str:
+        """The run's name: that of its folder."""
+        return self.uri.rsplit("/", 1)[1].removeprefix("run_id=")
+
+    @property
+    def started_at(self) -> datetime.datetime:
+        """With its time zone."""
+        return datetime.datetime.fromisoformat(self.manifest["started_at"])
+
+    @property
+    def root(self) -> str | None:
+        """What `skinray score --output` was told; None for a folder that does not lie as runs do."""
+        return self.uri.rsplit("/", 3)[0] if _RUN.match(self.uri) else None
+
+    def rows(self) -> "RunRows":
+        """Its rows, not yet read."""
+        return RunRows(self.uri, [file["path"] for file in self.manifest["files"]])
+
+
+class RunRows:
+    """Rows of Parquet files below a folder, which are read column by column.
+
+    Args:
+        uri: The folder.
+        paths: Files below it, in order.
+    """
+
+    def __init__(self, uri: str, paths: Sequence[str]) -> None:
+        self._uri, self._paths = uri, [storage.path_of(storage.join(uri, path)) for path in paths]
+        self.names = frozenset(self._dataset(()).schema.names)
+
+    def read(self, columns: Sequence[str], repeated: Sequence[str] = ()) -> pd.DataFrame:
+        """Some columns of all rows.
+
+        Args:
+            columns: Numbers and flags; those that are not there are left out.
+            repeated: Texts of which many rows share one; as pandas categories. Likewise.
+
+        Raises:
+            StorageError: A file cannot be read.
+        """
+        wanted = [name for name in (*columns, *repeated) if name in self.names]
+        table = self._table(self._dataset(repeated), columns=wanted)
+        # Arrow's own columns are let go one by one.
+        found: pd.DataFrame = table.to_pandas(self_destruct=True, split_blocks=True)
+        return found
+
+    def where(self, filter_: Any, columns: Sequence[str]) -> pa.Table:
+        """Some columns of the rows that a pyarrow expression holds for, in order; missing columns are left out."""
+        return self._table(self._dataset(()), columns=[name for name in columns if name in self.names], filter=filter_)
+
+    def take(self, places: npt.NDArray[np.integer[Any]], columns: Sequence[str]) -> pd.DataFrame:
+        """Some columns of a few rows.
+
+        Args:
+            places: int [K], the rows' numbers, in any order.
+            columns: Those that are not there stand as missing.
+
+        Returns:
+            K rows, in the order of `places`.
+        """
+        ordered, back = np.unique(places, return_inverse=True)
+        there = [name for name in columns if name in self.names]
+        with _explained(self._uri):
+            taken = self._dataset(()).take(pa.array(ordered, pa.int64()), columns=there)
+        frame: pd.DataFrame = taken.to_pandas().iloc[back].reset_index(drop=True)
+        return frame.reindex(columns=list(columns))
+
+    def _dataset(self, repeated: Sequence[str]) -> Any:
+        layout = pyarrow.dataset.ParquetFileFormat(dictionary_columns=list(repeated))
+        with _explained(self._uri):
+            return pyarrow.dataset.dataset(self._paths, format=layout, filesystem=storage.arrow_filesystem(self._uri))
+
+    def _table(self, dataset: Any, **wanted: Any) -> pa.Table:
+        with _explained(self._uri):
+            return dataset.to_table(**wanted)
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Turns what reading Parquet raises into a StorageError that names the folder."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"cannot read the predictions of {uri}: {type(error).__name__}: {error}") from error
+
+
+def find_runs(root: str) -> list[PublishedRun]:
+    """The published runs below a root, in the order in which they started.
+
+    Args:
+        root: What `skinray score --output` was told.
+
+    Raises:
+        StorageError: Nothing is there, or it cannot be read.
+    """
+    paths = [path for path in storage.list_files(root) if path.endswith(f"/{storage.MANIFEST_NAME}")]
+    folders = [folder for folder in (path.rpartition("/")[0] for path in paths) if _RUN.match(folder)]
+    runs = [run for folder in folders if (run := _run_at(storage.join(root, folder)))]
+    return sorted(runs, key=lambda run: (run.started_at, run.uri))
+
+
+def open_run(uri: str) -> PublishedRun:
+    """A run by its folder, or the newest one below a root.
+
+    Raises:
+        StorageError: Neither is there.
+    """
+    run = _run_at(uri)
+    if run:
+        return run
+    runs = find_runs(uri)
+    if not runs:
+        raise StorageError(f"{uri} holds no published run: give the folder of one, or what skinray score took as --output")
+    return runs[-1]
+
+
+def _run_at(uri: str) -> PublishedRun | None:
+    manifest_uri = storage.join(uri, storage.MANIFEST_NAME)
+    if not storage.exists(manifest_uri):
+        return None
+    manifest = storage.read_json(manifest_uri)
+    is_run = isinstance(manifest, dict) and manifest.get("kind") == _KIND
+    return PublishedRun(storage.normalize(uri), manifest) if is_run else None
