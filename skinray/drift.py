@@ -23,6 +23,8 @@ MODERATE_PSI, LARGE_PSI = 0.1, 0.25
 SIGNIFICANCE = 0.01
 # Fewer independent photos than this, on either side, give no verdict.
 LEAST_PHOTOS = 30
+# A share that differs by less than this, of what it was, has not changed, however sure that is.
+LEAST_CHANGE = 0.2
 _MOST_BINS = 10
 # So many of the smaller sample are to be expected in a bin, as a chi-square needs them.
 _LEAST_EXPECTED = 5
@@ -67,7 +69,7 @@ class ShareDrift:
     """How far a share is from that of the reference.
 
     Attributes:
-        change: higher or lower: beyond chance; none; or too few photos to tell.
+        change: higher or lower: beyond chance, and by LEAST_CHANGE or more of the reference; none; or too few photos to tell.
         share, reference: value, low, high, of 95 %; see `share_interval`.
         difference: share minus reference, with its interval of 1 - SIGNIFICANCE.
     """
@@ -205,7 +207,7 @@ def compare_shares(reference: tuple[int, int], found: tuple[int, int]) -> ShareD
         found: And here.
 
     Returns:
-        The verdict: whether the interval of the difference holds 0. Source: Newcombe 1998, method 10,
+        The verdict: whether the interval of the difference holds 0, and how large it is. Source: Newcombe 1998, method 10,
         doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I.
     """
     shown = {"share": share_interval(*found), "reference": share_interval(*reference)}
@@ -214,5 +216,7 @@ def compare_shares(reference: tuple[int, int], found: tuple[int, int]) -> ShareD
     wide = [share_interval(*each, confidence=1 - SIGNIFICANCE) for each in (reference, found)]
     (q, q_low, q_high), (p, p_low, p_high) = ([float(value or 0.0) for value in each.values()] for each in wide)
     low, high = p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
-    change: Change = "higher" if low > 0 else "lower" if high < 0 else "none"
+    change: Change = "none"
+    if abs(p - q) >= LEAST_CHANGE * q:
+        change = "higher" if low > 0 else "lower" if high < 0 else "none"
     return ShareDrift(change, **shown, difference={"value": p - q, "low": low, "high": high})

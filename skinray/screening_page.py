@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from skinray.drift import SIGNIFICANCE
 from skinray.screening_figures import MEASURES, QUALITY
 
 _VERDICTS = {
@@ -120,9 +121,17 @@ def drift_in_words(report: Mapping[str, Any]) -> str:
     if score["verdict"] == "too few":
         return f"Too few photos to tell: {score['photos']:,} against {score['reference_photos']:,}."
     medians = f"median {score['median']:.3f}, in the reference {score['reference_median']:.3f}"
-    index = f"PSI {score['psi']:.3f}, of which chance alone makes about {score['psi_by_chance']:.3f}; p = {score['p_value']:.2g}"
+    index = (
+        f"PSI {score['psi']:.3f}, of which chance alone makes about {score['psi_by_chance']:.3f}; p {_p_value(score['p_value'])}"
+    )
     said = _VERDICTS[score["verdict"]].capitalize()
-    return f"{said}{' that chance does not explain' if score['verdict'] == 'none' else ''} ({medians}; {index})."
+    if score["verdict"] == "none":
+        said = "Hardly any drift, though beyond chance" if score["p_value"] < SIGNIFICANCE else "No drift beyond chance"
+    return f"{said} ({medians}; {index})."
+
+
+def _p_value(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"= {value:.2g}"
 
 
 def _verdict(report: Mapping[str, Any]) -> str:
@@ -185,7 +194,7 @@ def _provenance(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(count="{:,}".format, percent=_percent, number=_number)
+    environment.filters.update(count="{:,}".format, percent=_percent, number=_number, p=_p_value)
     return environment.from_string((files("skinray") / "web" / "screening.html").read_text(encoding="utf-8"))
 
 

@@ -207,9 +207,11 @@ def _worklist(rows: RunRows) -> pa.Table:
     """The flagged photos, the highest score first: _PHOTO and the names of their quality flags."""
     quality = [name for name in QUALITY if name in rows.names]
     table = rows.where(pyarrow.dataset.field("flagged"), [*_PHOTO, *quality])
-    nothing = pa.scalar(None, pa.string())
-    flags = [pa.compute.if_else(table[name], pa.scalar(name), nothing) for name in quality]
-    names = pa.compute.binary_join_element_wise(*flags, "; ", null_handling="skip") if flags else pa.array([""] * len(table))
+    raised = np.zeros(len(table), np.int64)  # one bit a flag
+    for bit, name in enumerate(quality):
+        raised |= (table[name].to_pandas().eq(True).to_numpy(bool)).astype(np.int64) << bit
+    every = ["; ".join(name for bit, name in enumerate(quality) if of >> bit & 1) for of in range(1 << len(quality))]
+    names = pa.array(every).take(pa.array(raised))
     columns = {
         name: table[name].cast(pa.string() if name != "malignancy_score" else pa.float32())
         if name in table.column_names
