@@ -82,7 +82,7 @@ class RunRows:
         wanted = [name for name in (*columns, *repeated) if name in self.names]
         table = self._table(self._dataset(repeated), columns=wanted)
         # Arrow's own columns are let go one by one.
-        found: pd.DataFrame = table.to_pandas(self_destruct=True, split_blocks=True)
+        found: pd.DataFrame = table.to_pandas(self_destruct=True, split_blocks=True, ignore_metadata=True)
         return found
 
     def where(self, filter_: Any, columns: Sequence[str]) -> pa.Table:
@@ -103,7 +103,7 @@ class RunRows:
         there = [name for name in columns if name in self.names]
         with _explained(self._uri):
             taken = self._dataset(()).take(pa.array(ordered, pa.int64()), columns=there)
-        frame: pd.DataFrame = taken.to_pandas().iloc[back].reset_index(drop=True)
+        frame: pd.DataFrame = taken.to_pandas(ignore_metadata=True).iloc[back].reset_index(drop=True)
         return frame.reindex(columns=list(columns))
 
     def _dataset(self, repeated: Sequence[str]) -> Any:
@@ -129,14 +129,14 @@ def find_runs(root: str) -> list[PublishedRun]:
     """The published runs below a root, in the order in which they started.
 
     Args:
-        root: What `skinray score --output` was told.
+        root: What `skinray score --output` was told, or a folder of a model or a day below it.
 
     Raises:
         StorageError: Nothing is there, or it cannot be read.
     """
     paths = [path for path in storage.list_files(root) if path.endswith(f"/{storage.MANIFEST_NAME}")]
-    folders = [folder for folder in (path.rpartition("/")[0] for path in paths) if _RUN.match(folder)]
-    runs = [run for folder in folders if (run := _run_at(storage.join(root, folder)))]
+    folders = [storage.join(root, path).rpartition("/")[0] for path in paths]
+    runs = [run for folder in folders if _RUN.match(folder) and (run := _run_at(folder))]
     return sorted(runs, key=lambda run: (run.started_at, run.uri))
 
 

@@ -72,8 +72,7 @@ def has(rows: pd.DataFrame, name: str) -> bool:
 
 def flags_of(rows: pd.DataFrame, name: str) -> npt.NDArray[np.bool_]:
     """A column of flags, bool [N]; what is missing is false."""
-    column = rows[name]
-    return column.to_numpy(bool) if column.dtype == bool else column.eq(True).to_numpy(bool)
+    return rows[name].astype("boolean").to_numpy(bool, na_value=False)
 
 
 def scores_of(rows: pd.DataFrame) -> npt.NDArray[np.float32]:
@@ -170,13 +169,11 @@ def patients_of(rows: pd.DataFrame) -> tuple[dict[str, Any], npt.NDArray[np.int6
     first = table.sort_values(["score", "patient_id"], ascending=[False, True], na_position="last").head(MOST_PATIENTS)
     listed = [
         {
-            "patient_id": row.patient_id,
-            "photos": int(row.photos),
-            "lesions": int(row.lesions),
-            "flagged": int(row.flagged),
-            "highest_score": None if np.isnan(row.score) else float(row.score),
+            "patient_id": row["patient_id"],
+            **{name: int(row[name]) for name in ("photos", "lesions", "flagged")},
+            "highest_score": None if np.isnan(row["score"]) else float(row["score"]),
         }
-        for row in first.itertuples()
+        for row in first.to_dict("records")
     ]
     small = first.index[first["lesions"] <= _MOST_LESIONS]
     summary = {"patients": len(table), "photos_without": len(rows) - len(places), "listed": listed}
@@ -215,14 +212,12 @@ def odd_lesions(photos: pd.DataFrame) -> dict[str, dict[str, Any]]:
     best = best.drop_duplicates(["patient_id", "lesion"])
     merged = furthest[["patient_id", "lesion", "ugly_duckling"]].merge(best, on=["patient_id", "lesion"])
     return {
-        row.patient_id: {
-            "lesion": row.lesion,
-            "spreads": float(row.ugly_duckling),
-            "score": float(row.malignancy_score),
-            "image_id": row.image_id,
-            "image_uri": row.image_uri,
+        row["patient_id"]: {
+            **{name: row[name] for name in ("lesion", "image_id", "image_uri")},
+            "spreads": float(row["ugly_duckling"]),
+            "score": float(row["malignancy_score"]),
         }
-        for row in merged.itertuples()
+        for row in merged.to_dict("records")
     }
 
 

@@ -209,7 +209,7 @@ def _worklist(rows: RunRows) -> pa.Table:
     table = rows.where(pyarrow.dataset.field("flagged"), [*_PHOTO, *quality])
     raised = np.zeros(len(table), np.int64)  # one bit a flag
     for bit, name in enumerate(quality):
-        raised |= (table[name].to_pandas().eq(True).to_numpy(bool)).astype(np.int64) << bit
+        raised |= table[name].fill_null(False).to_numpy().astype(np.int64) << bit
     every = ["; ".join(name for bit, name in enumerate(quality) if of >> bit & 1) for of in range(1 << len(quality))]
     names = pa.array(every).take(pa.array(raised))
     columns = {

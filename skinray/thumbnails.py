@@ -19,7 +19,7 @@ from skinray.errors import ImageError, SkinrayError
 from skinray.images import Photo, Preprocessing, decode_photo
 
 # The longer side.
-THUMBNAIL_PX = 144
+THUMBNAIL_PX = 160
 _DECODED = Preprocessing(image_size_px=192)
 _QUALITY = 80
 # Photos held at a time, as they are stored: one of a slide scanner may have a hundred megabytes.
@@ -38,7 +38,8 @@ def thumbnails(image_ids: Sequence[str], image_uris: Sequence[str]) -> list[str]
         that cannot be shown.
     """
     found = dict.fromkeys(range(len(image_ids)), "")
-    files, shards = defaultdict(list), defaultdict(dict)
+    files: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    shards: dict[str, dict[str, int]] = defaultdict(dict)
     for place, (image_id, uri) in enumerate(zip(image_ids, image_uris, strict=True)):
         shard = uri.removesuffix(f"#{image_id}")
         if shard != uri and shard.endswith(".parquet"):

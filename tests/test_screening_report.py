@@ -73,6 +73,9 @@ def published(root: Path, rows: pd.DataFrame, run_id: str = "night", day: int = 
     folder.mkdir(parents=True)
     files, half = [], len(rows) // 2
     table = pa.Table.from_pandas(rows, preserve_index=False)
+    types = {"malignancy_score": pa.float32(), "flagged": pa.bool_(), "ita_degrees": pa.float32()}
+    fields = [field if field.type != pa.null() else field.with_type(types.get(field.name, pa.string())) for field in table.schema]
+    table = table.cast(pa.schema(fields))
     for number, part in enumerate((table.slice(0, half), table.slice(half))):
         path = f"part-{number:05d}.parquet"
         pq.write_table(part, folder / path)
