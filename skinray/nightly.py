@@ -5,7 +5,7 @@
 <output>/latest.html                                the newest report's page
 <output>/latest.json                                where the last night stands; written last
 
-A night that was cut off between its run and its report gets the report in the next one, also where nothing is new then.
+A night that was cut off between its run and its report gets its report in the next one, because nobody has seen what it flagged.
 """
 
 import datetime
@@ -67,7 +67,9 @@ def run_night(settings: NightlySettings, now: datetime.datetime) -> Night:
     # Without the report's settings, so that this goes on with a cut-off `skinray score` of the same photos, and it with this.
     scoring = ScoreSettings.model_validate(settings.model_dump(include=set(ScoreSettings.model_fields)))
     summary = score_archive(scoring, now)
-    run = open_run(summary.uri) if summary.uri else _newest_run(settings)
+    runs = _runs(settings, open_run(summary.uri).model_id if summary.uri else load_bundle(settings.bundle).model_id)
+    run = runs[-1] if runs else None
+    missed = [_reported(each, settings)[0] for each in _not_reported(runs[:-1], settings)]
     report_uri, report = _reported(run, settings) if run else (None, None)
     if report_uri:
         page = storage.read_bytes(storage.join(report_uri, PAGE_NAME))
@@ -87,35 +89,46 @@ def run_night(settings: NightlySettings, now: datetime.datetime) -> Night:
         "run": run and run.uri,
         "model_id": run and run.model_id,
         "report": report_uri,
+        "missed_reports": missed,
         "drift": report and drift_verdict(report),
     }
     storage.write_json(storage.join(settings.output, LATEST_NAME), latest)
     return Night(latest, limits_passed)
 
 
-def _newest_run(settings: NightlySettings) -> PublishedRun | None:
-    """Of the bundle: the run that the last report is, or should have been, about."""
-    model_id = load_bundle(settings.bundle).model_id
+def _runs(settings: NightlySettings, model_id: str) -> list[PublishedRun]:
+    """Of the bundle, in the order in which they started."""
     there = storage.exists(storage.join(settings.output, f"model_id={model_id}"))
-    runs = [run for run in find_runs(settings.output) if run.model_id == model_id] if there else []
-    return runs[-1] if runs else None
+    return [run for run in find_runs(settings.output) if run.model_id == model_id] if there else []
+
+
+def _not_reported(runs: list[PublishedRun], settings: NightlySettings) -> list[PublishedRun]:
+    """The last of some runs, those behind the last that has a report; none where no run has one, as before the first night."""
+    for place in range(len(runs), 0, -1):
+        if _place_of(runs[place - 1], settings)[1]:
+            return runs[place:]
+    return []
 
 
 def _reported(run: PublishedRun, settings: NightlySettings) -> tuple[str, dict[str, Any]]:
     """The run's report: where it is and what report.json holds; made unless it is there."""
-    uri = storage.join(settings.output, REPORTS_NAME, run.run_id)
-    about = _about(uri)
-    if about not in (None, run.uri):
-        # A run of the same name, of another model or day.
-        uri = storage.join(settings.output, REPORTS_NAME, f"{run.run_id}-{storage.sha256_of(run.uri.encode())[:12]}")
-        about = _about(uri)
-    if about == run.uri:
+    uri, there = _place_of(run, settings)
+    if there:
         figures: dict[str, Any] = storage.read_json(storage.join(uri, FIGURES_NAME))
         return uri, figures
     storage.delete_folder(uri)  # what a night that was cut off left of it
     say(f"nightly: reports on {run.uri}")
     about_report = {"reference": settings.reference, "thumbnails": settings.thumbnails, "fail_on_drift": settings.fail_on_drift}
-    return uri, make_report(ReportSettings(predictions=run.uri, output=uri, **about_report))
+    return uri, make_report(ReportSettings.model_validate({"predictions": run.uri, "output": uri, **about_report}))
+
+
+def _place_of(run: PublishedRun, settings: NightlySettings) -> tuple[str, bool]:
+    """Where a run's report belongs, and whether it is there."""
+    uri = storage.join(settings.output, REPORTS_NAME, run.run_id)
+    if _about(uri) not in (None, run.uri):
+        # A run of the same name, of another model or day.
+        uri = f"{uri}-{storage.sha256_of(run.uri.encode())[:12]}"
+    return uri, _about(uri) == run.uri
 
 
 def _about(report_uri: str) -> str | None:

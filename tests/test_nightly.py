@@ -56,6 +56,14 @@ def test_nights_score_what_is_new_and_report_on_it(trained: TrainedModel, drawn_
     assert (third["new"], third["skipped"], third["report"], passed) == (0, 49, second["report"], [])
     assert json.loads((Path(third["report"]) / "report.json").read_text()) == report
 
+    # Cut off, and then something new: both get their reports.
+    shutil.rmtree(second["report"])
+    shutil.copy(photos[48], archive)
+    fourth, _ = night(3)
+    assert (fourth["new"], fourth["missed_reports"]) == (1, [second["report"]])
+    assert json.loads((Path(second["report"]) / "report.json").read_text()) == report
+    assert first["missed_reports"] == second["missed_reports"] == third["missed_reports"] == []
+
 
 def test_a_night_without_photos_or_reference_ends_before_it_scores(trained: TrainedModel, tmp_path: Path) -> None:
     settings = {"bundle": trained.bundle_uri, "input": str(tmp_path), "output": str(tmp_path / "out")}
