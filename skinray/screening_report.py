@@ -6,11 +6,11 @@
 <output>/_manifest.json  written last
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
@@ -252,23 +252,25 @@ def _patients(rows: RunRows, light: pd.DataFrame, shown: dict[str, str] | None) 
 
 def _without_score(rows: RunRows, light: pd.DataFrame, shown: dict[str, str] | None) -> list[dict[str, Any]]:
     """Refused and failed photos by status and code, the frequent first, and the first of each."""
-    status = light["status"].astype(str).to_numpy(object)
-    places = np.flatnonzero(status != "scored")
+    places = np.flatnonzero(light["status"].ne("scored").to_numpy(bool))
     if not len(places):
         return []
-    code = light["error_code"].astype(object).where(light["error_code"].notna(), "unknown").to_numpy(object)
-    frame = pd.DataFrame({"status": status[places], "code": code[places], "place": places})
-    groups = []
-    for (of_status, of_code), places_of in frame.groupby(["status", "code"], sort=True)["place"]:
-        first: npt.NDArray[np.int64] = places_of.to_numpy()[:_MOST_BAD]
-        photos = rows.take(first, ("image_id", "image_uri", "error_detail")).astype(object)
-        photos = photos.where(photos.notna(), "")
-        if shown is not None and of_status == "refused" and of_code != _NEVER_SHOWN:
-            for image_id, uri in zip(photos["image_id"], photos["image_uri"], strict=True):
-                shown.setdefault(image_id, uri)
-        listed = [
-            {"image_id": image_id, "detail": detail}
-            for image_id, detail in zip(photos["image_id"], photos["error_detail"], strict=True)
-        ]
-        groups.append({"status": of_status, "code": of_code, "photos": len(places_of), "listed": listed})
+    frame = light.iloc[places][["status", "error_code"]].astype(object)
+    frame = frame.where(frame.notna(), "unknown").rename(columns={"error_code": "code"}).assign(place=places)
+    by_code = frame.groupby(["status", "code"], sort=True)
+    first = frame[(by_code.cumcount() < _MOST_BAD).to_numpy()]
+    photos = rows.take(first["place"].to_numpy(), ("image_id", "image_uri", "error_detail")).astype(object)
+    photos = photos.where(photos.notna(), "").assign(status=first["status"].to_numpy(), code=first["code"].to_numpy())
+    if shown is not None:
+        refused = photos[(photos["status"] == "refused") & (photos["code"] != _NEVER_SHOWN)]
+        for image_id, uri in zip(refused["image_id"], refused["image_uri"], strict=True):
+            shown.setdefault(image_id, uri)
+    listed: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for row in photos.to_dict("records"):
+        listed[row["status"], row["code"]].append({"image_id": row["image_id"], "detail": row["error_detail"]})
+    counts = by_code.size()
+    groups = [
+        {"status": status, "code": code, "photos": int(counts[status, code]), "listed": rows_of}
+        for (status, code), rows_of in listed.items()
+    ]
     return sorted(groups, key=lambda group: (group["status"] != "refused", -group["photos"], group["code"]))
