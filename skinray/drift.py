@@ -178,12 +178,12 @@ def _verdict(excess: float, p_value: float) -> Verdict:
     return "large" if excess >= LARGE_PSI else "moderate"
 
 
-def share_interval(hits: int, total: int, confidence: float = 0.95) -> dict[str, float | None]:
+def share_interval(hits: float, total: float, confidence: float = 0.95) -> dict[str, float | None]:
     """A share with its interval, as JSON values; None of nothing.
 
     Args:
         hits: How many.
-        total: Of how many.
+        total: Of how many; both in independent photos.
         confidence: Of the interval.
 
     Returns:
@@ -195,15 +195,15 @@ def share_interval(hits: int, total: int, confidence: float = 0.95) -> dict[str,
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     reach = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     # Exactly 0 and 1 at the ends, where rounding leaves a trace.
-    low, high = (0.0 if not hits else max(0.0, middle - reach)), (1.0 if hits == total else min(1.0, middle + reach))
+    low, high = (0.0 if not hits else max(0.0, middle - reach)), (1.0 if hits >= total else min(1.0, middle + reach))
     return {"value": share, "low": low, "high": high}
 
 
-def compare_shares(reference: tuple[int, int], found: tuple[int, int]) -> ShareDrift:
-    """Compares two shares, of photos taken for independent.
+def compare_shares(reference: tuple[float, float], found: tuple[float, float]) -> ShareDrift:
+    """Compares two shares.
 
     Args:
-        reference: How many of how many there.
+        reference: How many of how many there, in independent photos.
         found: And here.
 
     Returns:

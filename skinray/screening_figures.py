@@ -247,11 +247,19 @@ def drift_figures(rows: pd.DataFrame, reference: Reference, threshold: float) ->
     return {
         "score": measure_drift(before[~np.isnan(before)], now[~np.isnan(now)], *worth).recorded(),
         "measures": {name: drift.recorded() for name, drift in measures.items()},
-        "flagged": compare_shares((above[0], scored[0]), (above[1], scored[1])).recorded(),
+        "flagged": compare_shares(
+            *(_scaled(hits, total, size) for hits, total, size in zip(above, scored, worth, strict=True))
+        ).recorded(),
         "without_score": compare_shares(
-            (reference.without_score, reference.listed), (len(rows) - scored[1], len(rows))
+            _scaled(reference.without_score, reference.listed, reference.listed * worth[0] / max(scored[0], 1)),
+            _scaled(len(rows) - scored[1], len(rows), _independent(rows, np.ones(len(rows), bool))),
         ).recorded(),
     }
+
+
+def _scaled(hits: int, total: int, size: float) -> tuple[float, float]:
+    """How many of how many, of photos that are worth `size` independent ones."""
+    return (hits * size / total, size) if total else (0.0, 0.0)
 
 
 def _independent(rows: pd.DataFrame, known: npt.NDArray[np.bool_]) -> float:
