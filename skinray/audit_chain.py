@@ -7,8 +7,6 @@ taken away is missed by the one that follows it. Only the newest run has none be
 
 import datetime
 import hashlib
-import json
-import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +16,8 @@ from pydantic import BaseModel
 
 from skinray import storage
 from skinray.errors import StorageError
+from skinray.published_runs import scan_runs
 
-KIND = "skinray-predictions"
 # Files that tell how a run went and are no part of what it found; blocks are left when a run is killed at its very end.
 _NOT_AUDITED = (storage.MANIFEST_NAME, "_progress.json", "_alive.json", "_blocks/")
 _CHUNK_BYTES = 1 << 22
@@ -48,14 +46,8 @@ class _Manifest(BaseModel):
 
 
 @dataclass(frozen=True)
-class PublishedRun:
-    """A run that its manifest makes exist.
-
-    Attributes:
-        path: Its folder below the root of the predictions.
-        manifest: What it says.
-        sha256: Of the manifest file.
-    """
+class _Run:
+    """A run of the chain: its folder below the root, what its manifest says, the manifest's hash."""
 
     path: str
     manifest: _Manifest
@@ -88,36 +80,28 @@ class ChainReport:
     notes: tuple[str, ...]
 
 
-def published_runs(output: str) -> tuple[list[PublishedRun], list[str]]:
-    """Every published scoring run below a root.
-
-    Returns:
-        The runs, the one that was published first in front; and in words the manifests that are damaged.
-    """
-    runs: list[PublishedRun] = []
-    damaged: list[str] = []
-    found = [path for path in storage.list_files(output) if _is_manifest(path)] if storage.exists(output) else []
-    for path, data in zip(found, storage.read_many([storage.join(output, path) for path in found]), strict=True):
-        try:
-            if isinstance(data, Exception):
-                raise data
-            manifest = json.loads(data)
-            if manifest["kind"] == KIND:
-                about = _Manifest.model_validate(manifest)
-                runs.append(PublishedRun(posixpath.dirname(path), about, storage.sha256_of(data)))
-        except (OSError, ValueError, TypeError, KeyError, StorageError) as error:
-            damaged.append(f"{path} cannot be read ({type(error).__name__})")
-    return sorted(runs, key=lambda run: (run.manifest.published_at.timestamp(), run.path)), damaged
-
-
-def _is_manifest(path: str) -> bool:
-    return posixpath.basename(path) == storage.MANIFEST_NAME and "run_id=" in path
-
-
 def previous_run(output: str) -> dict[str, str] | None:
     """What the next run's manifest says of the one before it; None for the first."""
-    runs, _ = published_runs(output)
+    runs, _ = _chained_runs(output)
     return {"run": runs[-1].path, "manifest_sha256": runs[-1].sha256} if runs else None
+
+
+def _chained_runs(output: str) -> tuple[list[_Run], list[str]]:
+    """Every published run below a root, the one that was published first in front; and in words what is no part of a chain."""
+    if not storage.exists(output):
+        return [], []
+    found, damaged = scan_runs(output)
+    runs, problems = [], [f"{_below(output, uri)} cannot be read" for uri in damaged]
+    for run in found:
+        try:
+            runs.append(_Run(_below(output, run.uri), _Manifest.model_validate(run.manifest), run.sha256))
+        except ValueError:
+            problems.append(f"{_below(output, run.uri)} does not say what the chain needs")
+    return sorted(runs, key=lambda run: (run.manifest.published_at.timestamp(), run.path)), problems
+
+
+def _below(output: str, uri: str) -> str:
+    return uri.removeprefix(storage.normalize(output)).lstrip("/")
 
 
 def described_file(uri: str, path: str) -> dict[str, Any]:
@@ -140,7 +124,7 @@ def check_chain(output: str, head: str | None = None) -> ChainReport:
     Raises:
         StorageError: No run is published there, or its files cannot be read.
     """
-    runs, problems = published_runs(output)
+    runs, problems = _chained_runs(output)
     if not runs and not problems:
         raise StorageError(f"{output} has no published scoring run")
     by_sha256 = {run.sha256: run for run in runs}
@@ -165,7 +149,7 @@ def check_chain(output: str, head: str | None = None) -> ChainReport:
     )
 
 
-def _broken_files(output: str, run: PublishedRun) -> Iterator[str]:
+def _broken_files(output: str, run: _Run) -> Iterator[str]:
     uri = storage.join(output, run.path)
     there = set(storage.list_files(uri))
     for stated in run.files:

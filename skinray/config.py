@@ -247,6 +247,34 @@ class ScoreSettings(ClassifySettings):
         return self
 
 
+class ReportOptions(VerbSettings):
+    """What a run's report takes; shared by report and nightly."""
+
+    reference: str | None = None
+    """What scores are compared with: a published run, or a folder that evaluate wrote for the same bundle; none: the first
+    published run of the same model below the same root."""
+    thumbnails: int = Field(50, ge=0, le=500)
+    """Flagged photos that the page shows as pictures; 0 shows none at all, refused ones and patients' included."""
+    fail_on_drift: bool = False
+    """End with exit code 3 when the scores' drift is large."""
+
+
+class ReportSettings(ReportOptions):
+    """Makes the report of a scoring run: worklist, patients, drift, groups, and what could not be judged."""
+
+    predictions: str
+    """Folder of a published run, or the root that score wrote below: then its newest run."""
+    output: str
+    """Folder or s3:// prefix of report.html, report.json and worklist.csv; must not exist."""
+
+
+class NightlySettings(ScoreSettings, ReportOptions):
+    """Scores what is new, reports on it, and publishes the newest report as latest.html and latest.json."""
+
+    only_new: bool = True
+    """Leave out what a published run of the same bundle below the output has already, as its file is now; of loose files."""
+
+
 class ServeSettings(VerbSettings):
     """Serves a bundle over HTTP, with a page to upload a photo."""
 

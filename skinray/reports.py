@@ -213,6 +213,35 @@ def reliability_plot(curves: Mapping[str, Reliability], title: str) -> bytes:
     return _png(figure)
 
 
+def distribution_plot(
+    scores: npt.NDArray[np.floating[Any]], reference: npt.NDArray[np.floating[Any]] | None, threshold: float, title: str
+) -> bytes:
+    """How malignancy scores are distributed, as PNG that keeps its meaning in black and white.
+
+    Args:
+        scores: float [N], 0 to 1; NaN is left out.
+        reference: float [M], likewise, to be compared with; None without.
+        threshold: Where photos begin to be flagged.
+        title: Above the plot.
+    """
+    figure, axes = _figure(8.2, 3.4)
+    edges = np.linspace(0, 1, 41)
+    series = [("reference", reference, {"color": "0.78", "fill": True})] if reference is not None else []
+    series.append(("this run", scores, {"color": "#1f5f8b", "linewidth": 2}))
+    for name, values, style in series:
+        known = values[~np.isnan(values)]
+        shares = np.histogram(known, edges)[0] / max(len(known), 1) * 100
+        axes.stairs(shares, edges, label=f"{name}: {len(known):,} photos", **style)
+    axes.axvline(threshold, color="0.15", linewidth=1.2, linestyle="--", label=f"flagged from {threshold:.3f}")
+    # A square root, so that the few photos with high scores are seen beside the many with low ones.
+    axes.set_yscale("function", functions=(lambda share: np.sqrt(np.maximum(share, 0)), np.square))
+    axes.set(xlabel="malignancy score", ylabel="photos (%, root scale)", title=title, xlim=(0, 1))
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
 def confusion_plot(matrix: npt.NDArray[np.int64], codes: Sequence[str], title: str) -> bytes:
     """The confusion matrix as PNG: counts, shaded by the share of the true class.
 

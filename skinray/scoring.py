@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from skinray import storage
-from skinray.audit_chain import KIND, described_file, previous_run
+from skinray.audit_chain import described_file, previous_run
 from skinray.block_files import drop_blocks
 from skinray.bundle import Bundle, load_bundle
 from skinray.config import ScoreSettings
@@ -27,6 +27,7 @@ from skinray.isic_csv import isic_table
 from skinray.ledger import LEDGER_NAME, read_ledger, select, write_ledger
 from skinray.listing import Listing, list_photos, listed, read_listing, write_listing
 from skinray.provenance import code_commit, versions
+from skinray.published_runs import KIND
 from skinray.scoring_pipeline import Extras, RunSummary, write_predictions
 from skinray.screening_runs import alive, open_run
 from skinray.telemetry import say

@@ -16,7 +16,9 @@ from skinray.config import (
     DemoSettings,
     EnsembleSettings,
     EvaluateSettings,
+    NightlySettings,
     PrepareSettings,
+    ReportSettings,
     ScoreSettings,
     ServeSettings,
     VerbSettings,
@@ -239,9 +241,9 @@ def _verify_audit(predictions: str, head: str | None) -> int:
 
 def _verify_dry(settings: VerifySettings) -> list[str]:
     if settings.predictions is not None:
-        from skinray.audit_chain import published_runs
+        from skinray.published_runs import find_runs
 
-        return [f"the chain of {len(published_runs(settings.predictions)[0]):,} runs below {settings.predictions}"]
+        return [f"the chain of {len(find_runs(settings.predictions)):,} runs below {settings.predictions}"]
     workers = ", ".join(str(number) for number in settings.num_workers)
     precisions = " and ".join(settings.precisions)
     return [f"{settings.steps} SGD steps of {settings.global_batch_size} photos with {workers} workers, in {precisions}"]
@@ -362,6 +364,41 @@ def _score_dry(settings: ScoreSettings) -> list[str]:
     return [*known, what, *estimate(bundle, listing, settings).in_words()]
 
 
+def _report(settings: ReportSettings) -> int:
+    from skinray.screening_page import drift_in_words, headline, remarks_of
+    from skinray.screening_report import drift_verdict, make_report
+
+    report = make_report(settings)
+    print(headline(report))
+    print(drift_in_words(report))
+    for remark in remarks_of(report):
+        say(f"skinray: {remark}")
+    print(f"report     {settings.output}/report.html")
+    return LIMIT_PASSED if settings.fail_on_drift and drift_verdict(report) == "large" else 0
+
+
+def _report_dry(settings: ReportSettings) -> list[str]:
+    from skinray.published_runs import open_run
+    from skinray.screening_report import find_reference
+
+    run = open_run(settings.predictions)
+    reference, why_none = find_reference(run, settings.reference)
+    against = f"compared with {reference.words}" if reference else f"not compared: {why_none}"
+    return [f"run {run.run_id} of model {run.model_id}, {run.manifest['rows']:,} photos, to {settings.output}", against]
+
+
+def _nightly(settings: NightlySettings) -> int:
+    from skinray.nightly import run_night
+
+    with ray_session():
+        night = run_night(settings, datetime.datetime.now(datetime.UTC))
+    print(night.in_words())
+    print(f"latest     {settings.output}/latest.html")
+    for reason in night.limits_passed:
+        say(f"skinray: {reason}")
+    return LIMIT_PASSED if night.limits_passed else 0
+
+
 def _serve(settings: ServeSettings) -> int:
     from skinray.serving import serve_until_stopped
 
@@ -414,6 +451,8 @@ VERBS: Mapping[str, Verb] = {
     "ensemble": Verb(EnsembleSettings, _ensemble, _ensemble_dry),
     "compare": Verb(CompareSettings, _compare, _compare_dry),
     "score": Verb(ScoreSettings, _score, _score_dry),
+    "report": Verb(ReportSettings, _report, _report_dry),
+    "nightly": Verb(NightlySettings, _nightly, _score_dry),
     "serve": Verb(ServeSettings, _serve, _serve_dry),
     "benchmark": Verb(BenchmarkSettings, _benchmark, _benchmark_dry),
     "verify": Verb(VerifySettings, _verify, _verify_dry),

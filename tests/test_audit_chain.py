@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 
 from skinray import storage
-from skinray.audit_chain import KIND, ChainReport, check_chain, described_file, previous_run
+from skinray.audit_chain import ChainReport, check_chain, described_file, previous_run
 from skinray.cli import main
 from skinray.errors import StorageError
+from skinray.published_runs import KIND
 
 
 def publish(output: Path, night: int, previous: dict[str, str] | None) -> Path:
@@ -24,6 +25,8 @@ def publish(output: Path, night: int, previous: dict[str, str] | None) -> Path:
     (folder / "_progress.json").write_text("{}")
     manifest = {
         "kind": KIND,
+        "model_id": "abc",
+        "started_at": datetime.datetime(2026, 11, night, tzinfo=datetime.UTC).isoformat(),
         "rows": 10,
         "files": [described_file(str(folder), "part-00000.parquet")],
         "records": [described_file(str(folder), "_ledger.pq")],

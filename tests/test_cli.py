@@ -17,6 +17,7 @@ from skinray.shards import PreparedDataset
 from skinray.training import TrainedModel
 from skinray.verbs import VERBS
 from tests.test_comparing import evaluation
+from tests.test_screening_report import published, run_rows
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -74,6 +75,7 @@ def test_bad_settings_are_one_line_and_exit_code_2(arguments: list[str], words: 
         (["score", "--bundle", "{tmp}/none", "--input", "{tmp}/empty", "--output", "{tmp}/out"], "bundle"),
         (["score", "--bundle", "gs://bucket/b", "--input", "{tmp}/empty", "--output", "{tmp}/out"], "gs://"),
         (["demo", "--output", "{tmp}/empty"], "already exists"),
+        (["report", "--predictions", "{tmp}/empty", "--output", "{tmp}/out"], "no published run"),
     ],
 )
 @pytest.mark.ray
@@ -100,6 +102,7 @@ def test_a_dry_run_counts_and_writes_nothing(
     out = str(tmp_path / "out")
     folder = tmp_path_factory.mktemp("evaluations")
     first, second = evaluation(folder / "first", "aaa", 1), evaluation(folder / "second", "bbb", 2)
+    run_of_50 = published(folder / "runs", run_rows(50))
     expected = {
         ("prepare", "--catalog", "synthetic", "--source", str(drawn_photos), "--output", out): "shards",
         ("train", "--data", prepared.uri, "--output", out): f"{prepared.rows('train'):,} training",
@@ -113,6 +116,8 @@ def test_a_dry_run_counts_and_writes_nothing(
             out,
         ): f"{prepared.rows('test'):,} photos",
         ("score", "--bundle", trained.bundle_uri, "--input", str(drawn_photos), "--output", out): "240 photos",
+        ("nightly", "--bundle", trained.bundle_uri, "--input", str(drawn_photos), "--output", out): "240 photos",
+        ("report", "--predictions", run_of_50, "--output", out): "50 photos",
         ("audit", "--data", prepared.uri, "--output", out): "240 prepared photos",
         ("serve", "--bundle", trained.bundle_uri): trained.model_id,
         ("demo", "--output", out): "900 photos",

@@ -1,0 +1,79 @@
+"""A night scores what is new, reports on it, and leaves where it stands."""
+
+import datetime
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from skinray.cli import main
+from skinray.config import NightlySettings, ScoreSettings
+from skinray.errors import StorageError
+from skinray.nightly import run_night
+from skinray.training import TrainedModel
+
+pytestmark = pytest.mark.ray
+
+DAY = datetime.datetime(2026, 11, 21, 2, 0, tzinfo=datetime.UTC)
+
+
+def test_nights_score_what_is_new_and_report_on_it(trained: TrainedModel, drawn_photos: Path, tmp_path: Path) -> None:
+    archive, output = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+    photos = sorted((drawn_photos / "images").iterdir())
+
+    def night(day: int, **changes: Any) -> tuple[dict[str, Any], list[str]]:
+        settings = {"bundle": trained.bundle_uri, "input": str(archive), "output": str(output), "thumbnails": 3, **changes}
+        told = run_night(NightlySettings.model_validate(settings), DAY + datetime.timedelta(days=day))
+        assert told.latest == json.loads((output / "latest.json").read_text())
+        assert (output / "latest.html").read_bytes() == (Path(told.latest["report"]) / "report.html").read_bytes()
+        return told.latest, told.limits_passed
+
+    for path in photos[:40]:
+        shutil.copy(path, archive)
+    first, passed = night(0)
+    assert (first["new"], first["statuses"], first["drift"], passed) == (40, {"scored": 40}, "no reference", [])
+    assert Path(first["report"]).parent == output / "reports"
+
+    for path in photos[40:48]:
+        shutil.copy(path, archive)
+    (archive / "broken.jpg").write_text("no photo")
+    second, passed = night(1, max_bad_fraction=0.1)
+    assert (second["new"], second["skipped"], second["drift"]) == (9, 40, "too few")
+    assert len(passed) == 1
+    assert "11.1% of the photos have no score" in passed[0]
+    assert set(pd.read_parquet(second["run"])["image_id"]) == {path.name for path in [*photos[40:48], archive / "broken.jpg"]}
+    report = json.loads((Path(second["report"]) / "report.json").read_text())
+    assert report["drift"]["reference"]["uri"] == first["run"]
+    assert report["without_score"][0]["listed"][0]["image_id"] == "broken.jpg"
+
+    # Cut off between its run and its report, and then nothing new.
+    shutil.rmtree(second["report"])
+    third, passed = night(2, max_bad_fraction=0.1)
+    assert (third["new"], third["skipped"], third["report"], passed) == (0, 49, second["report"], [])
+    assert json.loads((Path(third["report"]) / "report.json").read_text()) == report
+
+    # Cut off, and then something new: both get their reports.
+    shutil.rmtree(second["report"])
+    shutil.copy(photos[48], archive)
+    fourth, _ = night(3)
+    assert (fourth["new"], fourth["missed_reports"]) == (1, [second["report"]])
+    assert json.loads((Path(second["report"]) / "report.json").read_text()) == report
+    assert first["missed_reports"] == second["missed_reports"] == third["missed_reports"] == []
+
+
+def test_a_night_without_photos_or_reference_ends_before_it_scores(trained: TrainedModel, tmp_path: Path) -> None:
+    settings = {"bundle": trained.bundle_uri, "input": str(tmp_path), "output": str(tmp_path / "out")}
+    with pytest.raises(StorageError, match="does not exist"):
+        run_night(NightlySettings.model_validate({**settings, "reference": str(tmp_path / "none")}), DAY)
+    assert main(["nightly", *(word for name, value in settings.items() for word in (f"--{name}", value))]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_night_scores_as_score_does() -> None:
+    night = NightlySettings(bundle="b", input="i", output="o")
+    assert night.only_new
+    assert set(ScoreSettings.model_fields) < set(NightlySettings.model_fields)
