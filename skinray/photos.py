@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.config import SplitName
 from skinray.errors import ConfigError, ImageError, StorageError
 from skinray.images import SUFFIXES, Preprocessing, decode_photo
@@ -106,7 +106,7 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: Literal["path", "
     """
     if is_dataset(input_uri):
         return list_shards(open_dataset(input_uri), SPLITS)
-    entries = {path: entry for path, entry in storage.list_entries(input_uri).items() if _suffix(path) in SUFFIXES}
+    entries = {path: entry for path, entry in file_listing.list_entries(input_uri).items() if _suffix(path) in SUFFIXES}
     if not entries:
         raise StorageError(f"{input_uri} holds no image files ({', '.join(sorted(SUFFIXES))})")
     paths = list(entries)

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import pandas as pd
@@ -81,7 +81,7 @@ def path_of(uri: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(uri: str, action: str) -> Iterator[None]:
+def explained(uri: str, action: str) -> Iterator[None]:
     """Turns whatever a filesystem raises into a StorageError that names the URI and what to do."""
     # Only the failures of reaching storage are caught: a bug in our own code must keep its traceback.
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -105,19 +105,19 @@ def _explained(uri: str, action: str) -> Iterator[None]:
 
 def exists(uri: str) -> bool:
     """True when a file or a non-empty prefix stands at `uri`."""
-    with _explained(uri, "look up"):
+    with explained(uri, "look up"):
         return bool(filesystem(uri).exists(path_of(uri)))
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of one file."""
-    with _explained(uri, "read"):
+    with explained(uri, "read"):
         return cast(bytes, filesystem(uri).cat_file(path_of(uri)))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes one file so that a reader sees either all of it or none (rename on disk; a PUT is atomic on S3)."""
-    with _explained(uri, "write"):
+    with explained(uri, "write"):
         if is_remote(uri):
             filesystem(uri).pipe_file(path_of(uri), data)
             return
@@ -168,7 +168,7 @@ def writing(uri: str) -> Iterator[HashedFile]:
     remote, target = is_remote(uri), Path(path_of(uri))
     folder = Path(tempfile.gettempdir()) if remote else target.parent
     temporary = folder / f".{target.name}.{uuid.uuid4().hex}.tmp"
-    with _explained(uri, "write"):
+    with explained(uri, "write"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
@@ -184,7 +184,7 @@ def writing(uri: str) -> Iterator[HashedFile]:
 @contextlib.contextmanager
 def reading(uri: str) -> Iterator[BinaryIO]:
     """A file to read bit by bit, at any place of it."""
-    with _explained(uri, "read"), filesystem(uri).open(path_of(uri), "rb") as file:
+    with explained(uri, "read"), filesystem(uri).open(path_of(uri), "rb") as file:
         yield file
 
 
@@ -215,78 +215,15 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
-class Entry(NamedTuple):
-    """A file of a listing.
-
-    Attributes:
-        size: In bytes.
-        version: Changes whenever the content does: an object's ETag, a local file's time of change.
-    """
-
-    size: int
-    version: str
-
-
-def list_files(uri: str) -> dict[str, int]:
-    """Every file below a folder or prefix, as `list_entries` has them -> size in bytes."""
-    return {path: entry.size for path, entry in list_entries(uri).items()}
-
-
-def list_entries(uri: str) -> dict[str, Entry]:
-    """Every file below a folder or prefix, at any depth, without hidden files and folders.
-
-    Args:
-        uri: A folder or prefix.
-
-    Returns:
-        Path relative to `uri`, with `/`, sorted -> what is known of it without reading it.
-
-    Raises:
-        StorageError: Nothing is there, or it cannot be read.
-    """
-    with _explained(uri, "list"):
-        root = path_of(uri)
-        if is_remote(uri):
-            found = filesystem(uri).find(root, detail=True)
-            if not found or root in found:
-                raise StorageError(f"cannot list {uri}: {'it is not a folder' if found else 'it does not exist'}")
-            entries = {
-                path[len(root) :].lstrip("/"): Entry(
-                    int(each["size"]), str(each.get("ETag") or each.get("LastModified")).strip('"')
-                )
-                for path, each in found.items()
-            }
-        else:
-            if not os.path.isdir(root):
-                raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
-            entries = {path[len(root) :].lstrip("/"): entry for path, entry in _walk(root)}
-    return {path: entry for path, entry in sorted(entries.items()) if not _is_hidden(path)}
-
-
-def _walk(root: str) -> Iterator[tuple[str, Entry]]:
-    """Every file below a local folder; links count as what they point to, but folders are not followed."""
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path)
-            elif entry.is_file():
-                about = entry.stat()
-                yield entry.path, Entry(about.st_size, str(about.st_mtime_ns))
-
-
-def _is_hidden(relative_path: str) -> bool:
-    return any(part.startswith(".") for part in relative_path.split("/"))
-
-
 def delete_file(uri: str) -> None:
     """Removes one file; nothing happens when it is not there."""
-    with _explained(uri, "remove"), contextlib.suppress(FileNotFoundError):
+    with explained(uri, "remove"), contextlib.suppress(FileNotFoundError):
         filesystem(uri).rm_file(path_of(uri))
 
 
 def delete_folder(uri: str) -> None:
     """Removes a folder or prefix with everything below it; nothing happens when it is not there."""
-    with _explained(uri, "remove"):
+    with explained(uri, "remove"):
         found = filesystem(uri)
         if found.exists(path_of(uri)):
             found.rm(path_of(uri), recursive=True)
@@ -297,12 +234,6 @@ def upload_folder(local: Path, uri: str) -> None:
     for path in sorted(local.rglob("*")):
         if path.is_file():
             write_bytes(join(uri, path.relative_to(local).as_posix()), path.read_bytes())
-
-
-def copy_folder(source: str, uri: str) -> None:
-    """Copies every file below `source` to `uri`, file by file, each one atomically."""
-    for path in list_files(source):
-        write_bytes(join(uri, path), read_bytes(join(source, path)))
 
 
 def sha256_of(data: bytes) -> str:
@@ -349,25 +280,6 @@ def _holds_something(uri: str) -> bool:
     return is_remote(uri) or not os.path.isdir(path) or bool(os.listdir(path))
 
 
-def check_written(uri: str, sizes: dict[str, int]) -> None:
-    """Looks for every file that the workers say they wrote, from here: without a shared disk they lie on other machines.
-
-    Args:
-        uri: The folder.
-        sizes: Path below it -> size in bytes.
-
-    Raises:
-        StorageError: A file is not there, or has another size.
-    """
-    found = list_files(uri)
-    lost = [path for path, size in sizes.items() if found.get(path) != size]
-    if lost:
-        raise StorageError(
-            f"{len(lost)} of {len(sizes)} files written to {uri} are not there, the first is {lost[0]}: "
-            "on several machines the output must be s3:// or a disk that they share"
-        )
-
-
 def publish_folder(uri: str, manifest: dict[str, Any]) -> None:
     """Writes the manifest, which is what makes the folder exist for readers, and drops the marker of the running run.
 
@@ -376,7 +288,7 @@ def publish_folder(uri: str, manifest: dict[str, Any]) -> None:
     write_json(join(uri, MANIFEST_NAME), manifest)
     marker = join(uri, INCOMPLETE_NAME)
     if exists(marker):
-        with _explained(uri, "publish"):
+        with explained(uri, "publish"):
             filesystem(uri).rm_file(path_of(marker))
 
 
