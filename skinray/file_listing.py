@@ -1,7 +1,9 @@
 """What lies below a folder or prefix, without reading it: listed, copied, or looked for after others wrote it."""
 
 import os
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from skinray import storage
@@ -26,45 +28,71 @@ def list_files(uri: str) -> dict[str, int]:
 
 
 def list_entries(uri: str) -> dict[str, Entry]:
-    """Every file below a folder or prefix, at any depth, without hidden files and folders.
+    """What `iterate_entries` finds, all of it at once and sorted: path -> entry."""
+    return dict(sorted(iterate_entries(uri)))
+
+
+def iterate_entries(uri: str) -> Iterator[tuple[str, Entry]]:
+    """Every file below a folder or prefix, at any depth, without hidden files and folders, as it is found.
+
+    Holds a page of the store's listing at a time, which is a thousand objects, or the names of one local folder and of those
+    above it. A file that is deleted meanwhile may be there or not.
 
     Args:
         uri: A folder or prefix.
 
-    Returns:
-        Path relative to `uri`, with `/`, sorted -> what is known of it without reading it.
+    Yields:
+        Path relative to `uri`, with `/`, in the order of their characters on a disk and in a bucket alike (but where a store
+        keeps no order); and what is known of it without reading it.
 
     Raises:
         StorageError: Nothing is there, or it cannot be read.
     """
+    root = storage.path_of(uri)
     with storage.explained(uri, "list"):
-        root = storage.path_of(uri)
         if storage.is_remote(uri):
-            found = storage.filesystem(uri).find(root, detail=True)
-            if not found or root in found:
-                raise StorageError(f"cannot list {uri}: {'it is not a folder' if found else 'it does not exist'}")
-            entries = {
-                path[len(root) :].lstrip("/"): Entry(
-                    int(each["size"]), str(each.get("ETag") or each.get("LastModified")).strip('"')
-                )
-                for path, each in found.items()
-            }
-        else:
-            if not os.path.isdir(root):
-                raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
-            entries = {path[len(root) :].lstrip("/"): entry for path, entry in _walk(root)}
-    return {path: entry for path, entry in sorted(entries.items()) if not _is_hidden(path)}
+            yield from _objects(uri, root)
+            return
+        if not os.path.isdir(root):
+            raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
+        for path, entry in _walk(root):
+            yield path[len(root) :].lstrip("/"), entry
 
 
-def _walk(root: str) -> Iterator[tuple[str, Entry]]:
+def _objects(uri: str, root: str) -> Iterator[tuple[str, Entry]]:
+    begin = len(root.partition("/")[2])
+    found = False
+    for page in storage.object_store(uri).pages_below(root):
+        found = found or bool(page)
+        for each in page:
+            path = each["Key"][begin:].lstrip("/")
+            # What ends in a slash is the folder that a browser's "new folder" made, and no file.
+            if path and not path.endswith("/") and not _is_hidden(path):
+                yield path, Entry(int(each["Size"]), str(each.get("ETag") or each.get("LastModified")).strip('"'))
+    if not found:
+        raise StorageError(f"cannot list {uri}: {'it is not a folder' if storage.exists(uri) else 'it does not exist'}")
+
+
+def _walk(folder: str) -> Iterator[tuple[str, Entry]]:
     """Every file below a local folder; links count as what they point to, but folders are not followed."""
-    with os.scandir(root) as entries:
+    names = []
+    with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path)
-            elif entry.is_file():
-                about = entry.stat()
-                yield entry.path, Entry(about.st_size, str(about.st_mtime_ns))
+            if not _is_hidden(entry.name):
+                # With its slash a folder stands where its files do in the order of all paths: "a.jpg", "a/b.jpg", "a0.jpg".
+                names.append(f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name)
+    names.sort()
+    for name in names:
+        path = os.path.join(folder, name)
+        if name.endswith("/"):
+            yield from _walk(path)
+        else:
+            try:
+                about = Path(path).stat()
+            except FileNotFoundError:
+                continue  # deleted meanwhile, or a link to nothing
+            if stat.S_ISREG(about.st_mode):
+                yield path, Entry(about.st_size, str(about.st_mtime_ns))
 
 
 def _is_hidden(relative_path: str) -> bool:
