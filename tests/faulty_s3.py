@@ -37,6 +37,7 @@ class Faults:
         latency_s: Of every call.
         gone: Tells which paths ("/bucket/key") are not there any more when they are read, though they are listed.
         only: Tells which calls (method, path with its query) anything at all goes wrong with.
+        most_in_a_row: So often at most one call goes wrong before it passes, so that no test fails by bad luck.
         seed: Of the draws.
     """
 
@@ -48,8 +49,10 @@ class Faults:
     latency_s: float = 0.0
     gone: Callable[[str], bool] = lambda path: False
     only: Callable[[str, str], bool] = lambda method, target: True
+    most_in_a_row: int = 1 << 30
     seed: int = 0
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _in_a_row: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def drawn(self, method: str, target: str) -> str:
         """What becomes of a call: one of the names above, or "" for nothing."""
@@ -59,8 +62,10 @@ class Faults:
         draw = random.Random(f"{self.seed} {self.seen[method, target]} {method} {target}").random()
         for name in ("slow_down", "internal", "cut", "slow"):
             draw -= getattr(self, name)
-            if draw < 0:
+            if draw < 0 and self._in_a_row[method, target] < self.most_in_a_row:
+                self._in_a_row[method, target] += 1
                 return name
+        self._in_a_row[method, target] = 0
         return ""
 
 
