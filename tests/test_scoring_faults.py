@@ -29,12 +29,7 @@ def predictions(run_uri: str) -> pd.DataFrame:
 
 
 def test_a_bad_store_costs_time_and_no_photo(
-    trained: TrainedModel,
-    drawn_photos: Path,
-    s3_bucket: str,
-    s3_proxy: FaultyProxy,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    trained: TrainedModel, drawn_photos: Path, s3_bucket: str, s3_proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     archive = tmp_path / "archive"
     archive.mkdir()
@@ -74,10 +69,8 @@ def test_a_bad_store_costs_time_and_no_photo(
     print(f"{len(names)} photos: undisturbed {undisturbed_s:.1f} s, disturbed {disturbed_s:.1f} s, {done}")
 
     (manifest,) = [path for path in file_listing.list_files(f"{s3_bucket}/bad") if path.endswith(storage.MANIFEST_NAME)]
-    rows, before = (
-        predictions(storage.join(s3_bucket, "bad", manifest.removesuffix(storage.MANIFEST_NAME))),
-        predictions(good.uri),
-    )
+    rows = predictions(storage.join(s3_bucket, "bad", manifest.removesuffix(storage.MANIFEST_NAME)))
+    before = predictions(good.uri)
     assert sorted(rows.index) == sorted(before.index) == names, "every photo is one row, none is lost"
     assert set(before.index[before["status"] == "failed"]) == {*broken, *empty}
     assert set(rows.index[rows["status"] == "failed"]) == {*broken, *empty, *gone}
