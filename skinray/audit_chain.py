@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.errors import StorageError
 from skinray.published_runs import scan_runs
 
@@ -151,7 +151,7 @@ def check_chain(output: str, head: str | None = None) -> ChainReport:
 
 def _broken_files(output: str, run: _Run) -> Iterator[str]:
     uri = storage.join(output, run.path)
-    there = set(storage.list_files(uri))
+    there = set(file_listing.list_files(uri))
     for stated in run.files:
         if stated.path not in there:
             yield f"{run.path}/{stated.path} is missing"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.benchmark_prepare import benchmark_prepare
 from skinray.benchmark_prepare import table as prepare_table
 from skinray.benchmark_train import benchmark_train
@@ -135,7 +135,7 @@ def _photos(settings: BenchmarkSettings, folder: Path) -> Path:
         say(f"drawing {drawn} photos")
         draw_dataset(folder, drawn, seed=0, workers=os.cpu_count() or 1)
         return folder / "images"
-    found = [path for path in storage.list_files(settings.input) if path.lower().endswith((".jpg", ".jpeg"))]
+    found = [path for path in file_listing.list_files(settings.input) if path.lower().endswith((".jpg", ".jpeg"))]
     if not found:
         raise StorageError(f"{settings.input} holds no JPEG photos")
     folder.mkdir(parents=True)

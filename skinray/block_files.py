@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.errors import StorageError
 from skinray.telemetry import say
 
@@ -87,7 +87,7 @@ def finished_blocks(run_uri: str, planned: Iterable[tuple[int, int]]) -> dict[in
     folder = storage.join(run_uri, BLOCKS)
     if not storage.exists(folder):
         return {}
-    there = set(storage.list_files(folder))
+    there = set(file_listing.list_files(folder))
     wanted = [(first, rows) for first, rows in planned if _name(first) in there]
     with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="blocks") as threads:
         found = threads.map(lambda block: _read_result(run_uri, *block), wanted)

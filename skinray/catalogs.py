@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.config import CatalogName, CsvSettings
 from skinray.errors import CatalogError, ConfigError
 from skinray.layouts import LAYOUTS, NOT_STATED, Files
@@ -88,7 +88,7 @@ def read_catalog(source: CatalogSource) -> Catalog:
         StorageError: The source cannot be read.
     """
     uri = storage.normalize(source.uri)
-    sizes = storage.list_files(uri)
+    sizes = file_listing.list_files(uri)
     _check_encodable(uri, sizes)
     files = Files(uri, sizes, source.csv, _own_labels(source.labels))
     listing = LAYOUTS[source.name](files)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.errors import StorageError
 
 ARRAYS, STATE = "arrays.npz", "state.json"
@@ -120,7 +120,7 @@ def newest_checkpoint(folder_uri: str) -> str | None:
     """
     if not storage.exists(folder_uri):
         return None
-    folders = {path.rpartition("/")[0] for path in storage.list_files(folder_uri) if path.endswith(f"/{ARRAYS}")}
+    folders = {path.rpartition("/")[0] for path in file_listing.list_files(folder_uri) if path.endswith(f"/{ARRAYS}")}
     for name in sorted(filter(_NAME.fullmatch, folders), reverse=True):
         try:
             load_checkpoint(storage.join(folder_uri, name))

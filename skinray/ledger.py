@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.listing import Listing
 
 LEDGER_NAME = "_ledger.pq"
@@ -56,7 +56,7 @@ def read_ledger(output: str, model_id: str) -> pa.Table:
     """What the model's published runs below `output` know: image_id, file_bytes, file_version, image_sha256, status; one row a
     photo, of the newest run that has it."""
     model_uri = storage.join(output, f"model_id={model_id}")
-    there = set(storage.list_files(model_uri)) if storage.exists(model_uri) else set()
+    there = set(file_listing.list_files(model_uri)) if storage.exists(model_uri) else set()
     published = [path.removesuffix(storage.MANIFEST_NAME) for path in there if path.endswith(f"/{storage.MANIFEST_NAME}")]
     tables = [_read(storage.join(model_uri, folder, LEDGER_NAME)) for folder in published if folder + LEDGER_NAME in there]
     newest_first = sorted(tables, key=lambda table: (table.schema.metadata or {})[_STARTED_KEY], reverse=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.config import SplitName
 from skinray.errors import ConfigError, StorageError
 from skinray.images import SUFFIXES
@@ -150,7 +150,7 @@ def _list_file(uri: str, image_id: ImageIdRule) -> pa.Table:
         if "image_id" not in photos.column_names:
             photos = photos.append_column("image_id", pa.array(_names(photos["written"].to_pylist(), image_id), pa.string()))
         return _complete(photos.drop_columns(["written"]))
-    members = _complete(list_shard(uri, posixpath.basename(uri), storage.entry_of(uri).version))
+    members = _complete(list_shard(uri, posixpath.basename(uri), file_listing.entry_of(uri).version))
     return _renamed(members, image_id)
 
 
@@ -158,8 +158,8 @@ def _list_folder(uri: str, image_id: ImageIdRule) -> pa.Table:
     """Loose photos, and those in shards, at any depth."""
     loose, shards = [], {}
 
-    def files() -> Iterator[tuple[str, storage.Entry]]:
-        for path, entry in storage.list_entries(uri).items():
+    def files() -> Iterator[tuple[str, file_listing.Entry]]:
+        for path, entry in file_listing.iterate_entries(uri):
             if path.lower().endswith(_COMPRESSED):
                 raise StorageError(f"{storage.join(uri, path)} is compressed and cannot be read in parts: unpack it to a .tar")
             if _suffix(path) in SHARD_SUFFIXES:
@@ -181,7 +181,7 @@ def _list_folder(uri: str, image_id: ImageIdRule) -> pa.Table:
     return pa.concat_tables([*([pa.concat_tables(loose).sort_by("image_uri")] if loose else []), *inside])
 
 
-def _loose(uri: str, files: list[tuple[str, storage.Entry]], image_id: ImageIdRule) -> pa.Table:
+def _loose(uri: str, files: list[tuple[str, file_listing.Entry]], image_id: ImageIdRule) -> pa.Table:
     paths = [path for path, _ in files]
     columns = {
         "image_id": pa.array(_names(paths, image_id), pa.string()),

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.audit import Audit, examine
 from skinray.catalogs import CatalogSource, read_catalog
 from skinray.config import PrepareSettings, SplitName
@@ -338,7 +338,7 @@ def _publish(
     assert {split: sum(counts[split].values()) for split in SPLITS} == {
         split: sum(file.rows for file in files if file.split == split) for split in SPLITS
     }, "the inventory and the shards disagree"
-    storage.check_written(output, {file.path: file.bytes for file in files})
+    file_listing.check_written(output, {file.path: file.bytes for file in files})
     storage.write_bytes(storage.join(output, manifest.photos_path), encoded)
     storage.write_json(storage.join(output, REJECTED_NAME), rejected)
     storage.write_bytes(storage.join(output, AUDIT_NAME), audit.encoded())

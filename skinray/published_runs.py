@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.errors import StorageError
 
 KIND = "skinray-predictions"
@@ -146,7 +146,7 @@ def scan_runs(root: str) -> tuple[list[PublishedRun], list[str]]:
     Raises:
         StorageError: Nothing is there, or it cannot be listed.
     """
-    uris = [storage.join(root, path) for path in storage.list_files(root) if path.endswith(f"/{storage.MANIFEST_NAME}")]
+    uris = [storage.join(root, path) for path in file_listing.list_files(root) if path.endswith(f"/{storage.MANIFEST_NAME}")]
     uris = [uri for uri in uris if _RUN.match(uri.rpartition("/")[0])]
     runs, damaged = [], []
     for uri, data in zip(uris, storage.read_many(uris), strict=True):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.config import ScoreSettings
 from skinray.errors import OutputExistsError
 from skinray.telemetry import say
@@ -70,7 +70,7 @@ def _unfinished(model_uri: str, run_id: str | None) -> list[str]:
     """The newest first."""
     if not storage.exists(model_uri):
         return []
-    markers = [path for path in storage.list_files(model_uri) if path.endswith(f"/{storage.INCOMPLETE_NAME}")]
+    markers = [path for path in file_listing.list_files(model_uri) if path.endswith(f"/{storage.INCOMPLETE_NAME}")]
     folders = [path.removesuffix(f"/{storage.INCOMPLETE_NAME}") for path in markers]
     return [storage.join(model_uri, folder) for folder in reversed(folders) if run_id in (None, _run_id(folder))]
 

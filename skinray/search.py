@@ -17,7 +17,7 @@ import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.errors import ConfigError, TrainingError
 from skinray.shards import open_dataset
 from skinray.telemetry import say
@@ -70,7 +70,7 @@ def search(settings: SearchSettings) -> SearchResult:
         raise TrainingError(f"{settings.output}: no trial ended")
     run_uri = storage.join(settings.output, "trials", best["name"])
     bundle_uri = storage.join(settings.output, "bundle")
-    storage.copy_folder(storage.join(run_uri, "bundle"), bundle_uri)
+    file_listing.copy_folder(storage.join(run_uri, "bundle"), bundle_uri)
     run = storage.read_json(storage.join(run_uri, storage.MANIFEST_NAME))
     found = SearchResult(bundle_uri, run["model_id"], best["drawn"], trials)
     storage.write_json(storage.join(settings.output, RESULTS_NAME), trials)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.errors import ConfigError, ImageError, StorageError
 from skinray.images import SUFFIXES
 
@@ -191,11 +191,11 @@ def _read_table(uri: str) -> pd.DataFrame:
         raise StorageError(f"cannot read the manifest {uri}: {' '.join(str(error).split())}") from error
 
 
-def _entry_if_there(uri: str) -> storage.Entry:
+def _entry_if_there(uri: str) -> file_listing.Entry:
     try:
-        return storage.entry_of(uri)
+        return file_listing.entry_of(uri)
     except StorageError:
-        return storage.Entry(0, "")  # reading will say what is wrong with it
+        return file_listing.Entry(0, "")  # reading will say what is wrong with it
 
 
 def read_contents(photos: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
@@ -214,8 +214,12 @@ def read_contents(photos: Sequence[Mapping[str, Any]]) -> list[bytes | Exception
             contents += storage.read_many([row["image_uri"] for row in rows])
             continue
         try:
-            contents += _read_from_shard(shard, rows)
-        except (OSError, StorageError, ImageError, pa.ArrowException) as error:
+            with storage.explained(shard, "read"):
+                contents += _read_from_shard(shard, rows)
+        except StorageError as error:
+            gone = error.__cause__ if isinstance(error.__cause__, FileNotFoundError) else None
+            contents += [gone or error] * len(rows)
+        except (ImageError, pa.ArrowException) as error:
             contents += [error] * len(rows)
     return contents
 
@@ -226,7 +230,7 @@ def _read_from_shard(shard: str, rows: Sequence[Mapping[str, Any]]) -> list[byte
     if rows[-1]["position"] < 0:  # behind those that could be listed
         return [*_read_rest(shard, rows[:-1]), ImageError("corrupt_shard", "the shard cannot be read to its end")]
     version = rows[0]["file_version"]
-    if not version.startswith(SHA256) and storage.entry_of(shard).version != version:
+    if not version.startswith(SHA256) and file_listing.entry_of(shard).version != version:
         raise ImageError("changed", "the shard was written anew since it was listed")
     if shard.lower().endswith(".tar"):
         return _read_tar(shard, rows)

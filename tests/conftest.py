@@ -19,21 +19,37 @@ if TYPE_CHECKING:
     from skinray.shards import PreparedDataset
     from skinray.training import TrainedModel
     from skinray.training_config import TrainSettings
+    from tests.faulty_s3 import FaultyProxy
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
+def s3_proxy() -> Iterator["FaultyProxy"]:
+    """An S3 server on 127.0.0.1 and the proxy in front of it, through which all tests talk to it.
+
+    It is always there, because Ray's processes keep the endpoint that they were started with: what it does wrong, which is
+    nothing, can be changed while they run.
+    """
+    from moto.server import ThreadedMotoServer
+
+    from tests.faulty_s3 import FaultyProxy
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    proxy = FaultyProxy(*server.get_host_and_port())
+    yield proxy
+    proxy.close()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_proxy: "FaultyProxy") -> Iterator[str]:
     """The URL of an S3 server on 127.0.0.1.
 
     The process's own environment points at it until the session ends, so that processes started meanwhile (Ray's) find it too.
     """
     import s3fs
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
+    endpoint = s3_proxy.endpoint
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
@@ -46,7 +62,6 @@ def s3_endpoint() -> Iterator[str]:
         s3fs.S3FileSystem.clear_instance_cache()
         yield endpoint
     s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture

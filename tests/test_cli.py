@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import skinray
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.cli import main
 from skinray.shards import PreparedDataset
 from skinray.training import TrainedModel
@@ -153,7 +153,7 @@ def test_the_whole_way_through_an_object_store(
     code, printed, _ = run(capsys, *score)
     assert code == 0
     assert "240 scored" in printed
-    files = storage.list_files(f"{s3_bucket}/scores")
+    files = file_listing.list_files(f"{s3_bucket}/scores")
     (manifest,) = [path for path in files if path.endswith(storage.MANIFEST_NAME)]
     assert storage.read_json(f"{s3_bucket}/scores/{manifest}")["statuses"] == {"scored": 240}
     assert run(capsys, *prepare)[0] == 0, "nothing is new, nothing is done"

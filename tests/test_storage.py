@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.errors import OutputExistsError, StorageError
 from skinray.storage import INCOMPLETE_NAME, MANIFEST_NAME
 
@@ -78,7 +78,7 @@ def test_a_normal_uri_is_left_as_it_is(scheme: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/a", "http://127.0.0.1/a", "S3://bucket/a", "memory://a"])
-@pytest.mark.parametrize("action", [storage.exists, storage.read_bytes, storage.list_files, storage.delete_folder])
+@pytest.mark.parametrize("action", [storage.exists, storage.read_bytes, file_listing.list_files, storage.delete_folder])
 def test_other_schemes_are_refused(action: Callable[[str], object], uri: str) -> None:
     assert "not supported" in refusal(lambda: action(uri), uri)
 
@@ -134,7 +134,7 @@ def write_on_a_full_disk(uri: str) -> str:
     """Writes 100 kB where a file of 1 kB is the largest; in a process of its own, because the limit holds for all its files."""
     script = """
 import resource, sys
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.errors import StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
@@ -200,37 +200,37 @@ def test_listing_is_sorted_relative_and_without_hidden_files(place: str) -> None
     for path, size in {"b.jpg": 2, "a/z.jpg": 3, "a/b/c d.jpg": 4, ".hidden.jpg": 5, "a/.cache/x.jpg": 6, "a.jpg": 0}.items():
         storage.write_bytes(storage.join(place, "photos", path), bytes(size))
     storage.write_bytes(storage.join(place, "photos-of-others/d.jpg"), b"")
-    listed = storage.list_files(storage.join(place, "photos"))
+    listed = file_listing.list_files(storage.join(place, "photos"))
     assert list(listed.items()) == [("a.jpg", 0), ("a/b/c d.jpg", 4), ("a/z.jpg", 3), ("b.jpg", 2)]
-    assert storage.list_files(storage.join(place, "photos") + "/") == listed
+    assert file_listing.list_files(storage.join(place, "photos") + "/") == listed
 
 
 def test_listing_below_a_hidden_folder_shows_its_files(place: str) -> None:
     storage.write_bytes(storage.join(place, ".archive", "a.jpg"), b"x")
-    assert storage.list_files(storage.join(place, ".archive")) == {"a.jpg": 1}
+    assert file_listing.list_files(storage.join(place, ".archive")) == {"a.jpg": 1}
 
 
 def test_a_listing_sees_what_was_written_since_the_last_one(place: str) -> None:
     folder = storage.join(place, "photos")
     storage.write_bytes(storage.join(folder, "a.jpg"), b"")
-    assert set(storage.list_files(folder)) == {"a.jpg"}
+    assert set(file_listing.list_files(folder)) == {"a.jpg"}
     storage.write_bytes(storage.join(folder, "b.jpg"), b"")
-    assert set(storage.list_files(folder)) == {"a.jpg", "b.jpg"}
+    assert set(file_listing.list_files(folder)) == {"a.jpg", "b.jpg"}
 
 
 def test_listing_what_is_not_there_is_refused(place: str) -> None:
     uri = storage.join(place, "nothing")
-    assert "does not exist" in refusal(lambda: storage.list_files(uri), uri)
+    assert "does not exist" in refusal(lambda: file_listing.list_files(uri), uri)
 
 
 def test_listing_a_file_is_refused(place: str) -> None:
     uri = storage.join(place, "a.jpg")
     storage.write_bytes(uri, b"x")
-    refusal(lambda: storage.list_files(uri), uri)
+    refusal(lambda: file_listing.list_files(uri), uri)
 
 
 def test_an_empty_folder_lists_nothing(tmp_path: Path) -> None:
-    assert storage.list_files(str(tmp_path)) == {}
+    assert file_listing.list_files(str(tmp_path)) == {}
 
 
 def test_a_deleted_folder_is_gone_and_its_neighbour_is_not(place: str) -> None:
@@ -238,7 +238,7 @@ def test_a_deleted_folder_is_gone_and_its_neighbour_is_not(place: str) -> None:
         storage.write_bytes(storage.join(place, name, "a", "b"), b"x")
     storage.delete_folder(storage.join(place, "run"))
     assert not storage.exists(storage.join(place, "run"))
-    assert storage.list_files(place) == {"run2/a/b": 1}
+    assert file_listing.list_files(place) == {"run2/a/b": 1}
 
 
 def test_deleting_what_is_not_there_does_nothing(place: str) -> None:
@@ -252,7 +252,7 @@ def test_a_folder_comes_back_as_it_was_uploaded(place: str, tmp_path: Path) -> N
         (tmp_path / "from" / path).write_bytes(content)
     storage.upload_folder(tmp_path / "from", storage.join(place, "stored"))
     stored = storage.join(place, "stored")
-    assert {path: storage.read_bytes(storage.join(stored, path)) for path in storage.list_files(stored)} == files
+    assert {path: storage.read_bytes(storage.join(stored, path)) for path in file_listing.list_files(stored)} == files
 
 
 # Many files
@@ -267,10 +267,10 @@ def test_a_name_that_looks_like_a_pattern_is_a_name(place: str) -> None:
 
 def test_files_that_lie_elsewhere_are_missed_before_publishing(place: str) -> None:
     storage.write_bytes(storage.join(place, "run/part-0.parquet"), b"123")
-    storage.check_written(storage.join(place, "run"), {"part-0.parquet": 3})
+    file_listing.check_written(storage.join(place, "run"), {"part-0.parquet": 3})
     for wrong in ({"part-0.parquet": 4}, {"part-0.parquet": 3, "part-1.parquet": 3}):
         with pytest.raises(StorageError, match="disk that they share"):
-            storage.check_written(storage.join(place, "run"), wrong)
+            file_listing.check_written(storage.join(place, "run"), wrong)
 
 
 def test_many_files_come_in_the_order_asked_for(place: str) -> None:
@@ -308,10 +308,10 @@ SETTINGS: dict[str, Any] = {"seed": 0, "model": {"name": "resnet50"}, "sizes": (
 def test_a_claimed_folder_is_unfinished_until_it_is_published(place: str) -> None:
     run = storage.join(place, "run")
     storage.claim_folder(run, "dataset", SETTINGS)
-    assert set(storage.list_files(run)) == {INCOMPLETE_NAME}
+    assert set(file_listing.list_files(run)) == {INCOMPLETE_NAME}
     storage.write_bytes(storage.join(run, "part.parquet"), b"x")
     storage.publish_folder(run, {"rows": 1})
-    assert set(storage.list_files(run)) == {MANIFEST_NAME, "part.parquet"}
+    assert set(file_listing.list_files(run)) == {MANIFEST_NAME, "part.parquet"}
     assert storage.read_json(storage.join(run, MANIFEST_NAME)) == {"rows": 1}
 
 
@@ -322,7 +322,7 @@ def test_an_unfinished_run_is_taken_over_with_the_same_settings(place: str) -> N
     storage.claim_folder(run, "dataset", SETTINGS, keep=True)
     assert storage.read_bytes(storage.join(run, "part.parquet")) == b"x", "kept, to go on from it"
     storage.claim_folder(run, "dataset", SETTINGS)
-    assert set(storage.list_files(run)) == {storage.INCOMPLETE_NAME}, "removed, so that no stale file is published"
+    assert set(file_listing.list_files(run)) == {storage.INCOMPLETE_NAME}, "removed, so that no stale file is published"
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("dataset", {"seed": 1}), ("predictions", {}), ("dataset", {"more": None})])
@@ -351,7 +351,7 @@ def test_somebody_elses_folder_is_never_claimed(place: str) -> None:
     with pytest.raises(OutputExistsError, match="not empty") as caught:
         storage.claim_folder(run, "dataset", SETTINGS)
     assert run in str(caught.value)
-    assert storage.list_files(run) == {"a.jpg": 1}
+    assert file_listing.list_files(run) == {"a.jpg": 1}
 
 
 def test_a_file_is_never_claimed(place: str) -> None:
@@ -384,7 +384,7 @@ def test_any_settings_take_over_their_own_run(tmp_path_factory: pytest.TempPathF
 ACTIONS: dict[str, Callable[[str], object]] = {
     "exists": storage.exists,
     "read": storage.read_bytes,
-    "list": storage.list_files,
+    "list": file_listing.list_files,
     "delete": storage.delete_folder,
     "write": lambda uri: storage.write_bytes(uri, b"x"),
     "claim": lambda uri: storage.claim_folder(uri, "dataset", {}),
@@ -472,6 +472,6 @@ def test_a_file_written_bit_by_bit_appears_whole_or_not_at_all(
     with contextlib.suppress(KeyError), storage.writing(storage.join(root, "other")) as file:
         file.write(b"half")
         raise KeyError
-    assert list(storage.list_files(root)) == ["part"]
+    assert list(file_listing.list_files(root)) == ["part"]
     if where == "disk":
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["part"]

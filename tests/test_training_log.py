@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from skinray import storage, tracking
+from skinray import file_listing, storage, tracking
 from skinray.errors import ConfigError, StorageError
 from skinray.tracking import MLFLOW_DEFAULTS
 from skinray.training_log import TrainingLog, epoch_line, in_words, step_line
@@ -261,7 +261,7 @@ def events(output: str) -> list[Any]:
     from tensorboardX.record_writer import masked_crc32c
 
     found = []
-    for name in sorted(storage.list_files(storage.join(output, "tensorboard"))):
+    for name in sorted(file_listing.list_files(storage.join(output, "tensorboard"))):
         assert ".tfevents." in name
         data = storage.read_bytes(storage.join(output, "tensorboard", name))
         while data:
@@ -314,7 +314,7 @@ def test_a_resumed_run_draws_no_epoch_twice(output: str) -> None:
     with log(output, history=[epoch(1), epoch(2)], tensorboard=True) as shown:
         shown.record(epoch(3, train_loss=0.1))
         shown.record(epoch(4))
-    assert len(storage.list_files(storage.join(output, "tensorboard"))) == 2
+    assert len(file_listing.list_files(storage.join(output, "tensorboard"))) == 2
     assert drawn(output)["train/loss"] == [(1, 1.0), (2, 0.5), (3, pytest.approx(0.1)), (4, 0.25)]
 
 
