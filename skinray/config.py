@@ -151,6 +151,9 @@ class ClassifySettings(VerbSettings):
     """TensorFlow threads of each actor; none: every core of the machine, shared between its actors."""
     gpus_per_actor: float = Field(0, ge=0)
     """GPUs of each actor."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What is computed in; auto: bfloat16 on CPUs that multiply it (avx512_bf16, amx_bf16), where it is twice as fast, else
+    float32."""
 
 
 class EvaluateSettings(ClassifySettings):

@@ -40,6 +40,8 @@ LISTING_SCHEMA = pa.schema(
 )
 # A job has at least so many blocks, or one a photo.
 _LEAST_BLOCKS = 50
+# Blocks that are not smaller have a multiple of this, so that no batch of the default size is left half empty.
+_WHOLE_BATCHES = 32
 # Of few photos there are about so many tasks, so that decoding and scoring overlap.
 _LEAST_TASKS = 8
 _ROWS_AT_ONCE = 1 << 16
@@ -90,6 +92,7 @@ def listed(photos: pa.Table, rows_per_block: int) -> Listing:
     numbered = photos.drop_columns(["index"]) if "index" in photos.column_names else photos
     numbered = _complete(numbered.append_column("index", pa.array(range(len(photos)), pa.int64())))
     block = min(rows_per_block, max(1, len(photos) // _LEAST_BLOCKS))
+    block -= block % _WHOLE_BATCHES if block > _WHOLE_BATCHES else 0
     task = min(rows_per_block, max(block, len(photos) // _LEAST_TASKS))
     return Listing(numbered, block, max(1, task // block) * block)
 

@@ -65,7 +65,7 @@ def estimate(bundle: Bundle, listing: Listing, settings: ScoreSettings) -> Estim
     block = read_and_decode(photos.append_column("block", photos["index"]), bundle.preprocessing, settings.refuse)
     decode_s = (time.perf_counter() - started) / len(photos)
     use_threads(cores)
-    classifier = Classifier(bundle, settings.batch_size)
+    classifier = Classifier(bundle, settings.batch_size, precision=settings.precision)
     usable = block["pixels"][block["status"] == "scored"]
     started = time.perf_counter()
     classifier.probabilities(usable)

@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy
 from skinray import storage
 from skinray.block_files import BlockResult, finished_block, finished_blocks, merge_blocks, write_block
 from skinray.bundle import Bundle, load_bundle
-from skinray.classifier import Classifier, use_threads
+from skinray.classifier import Classifier, Precision, use_threads
 from skinray.clinical import encode_clinical
 from skinray.config import ClassifySettings
 from skinray.errors import ConfigError, ScoringError, StorageError
@@ -238,6 +238,7 @@ def classified_blocks(
             "threads": threads,
             "run_uri": run_uri,
             "embeddings": extras.embeddings,
+            "precision": settings.precision,
         },
     )
 
@@ -259,13 +260,22 @@ def _actors(settings: ClassifySettings) -> tuple[int, int]:
 class _ClassifyAndWrite:
     """The actor: holds the bundle; decoded blocks in, each one's file written, one row about each out."""
 
-    def __init__(self, bundle_uri: str, model_id: str, batch_size: int, threads: int, run_uri: str, embeddings: bool) -> None:
+    def __init__(
+        self,
+        bundle_uri: str,
+        model_id: str,
+        batch_size: int,
+        threads: int,
+        run_uri: str,
+        embeddings: bool,
+        precision: Precision,
+    ) -> None:
         self.began = time.time()
         use_threads(threads)
         bundle = load_bundle(bundle_uri)
         if bundle.model_id != model_id:
             raise ScoringError(f"bundle {bundle_uri} changed from {model_id} to {bundle.model_id} while the run was going")
-        self.classifier = Classifier(bundle, batch_size, embeddings)
+        self.classifier = Classifier(bundle, batch_size, embeddings, precision)
         self.run_uri = run_uri
         self.ready = time.time()
 
