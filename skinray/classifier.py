@@ -30,8 +30,8 @@ def use_threads(threads: int) -> None:
 def resolved_precision(precision: Precision) -> Precision:
     """What `auto` is on this machine: bfloat16 on a CPU that multiplies it natively, else float32.
 
-    There bfloat16 is twice as fast (ResNet-50: 38 against 17 photos/s on two cores); on other CPUs it is slower. On a GPU float32 is
-    computed in TensorFloat-32 where there is that, which is TensorFlow's own choice.
+    There bfloat16 is twice as fast (ResNet-50: 38 against 17 photos/s on two cores); on other CPUs it is slower. On a GPU
+    float32 is computed in TensorFloat-32 where there is that, which is TensorFlow's own choice.
     """
     return ("bfloat16" if _multiplies_bfloat16() else "float32") if precision == "auto" else precision
 
@@ -59,7 +59,6 @@ class Classifier:
 
     def __init__(self, bundle: Bundle, batch_size: int = 32, embeddings: bool = False, precision: Precision = "auto") -> None:
         import tensorflow as tf
-        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
         self.bundle = bundle
         self.batch_size = batch_size
@@ -69,13 +68,7 @@ class Classifier:
         model = _with_embeddings(bundle) if embeddings else bundle.load_model()
         # Any number of rows: one trace serves the last batch of a block and a single photo over HTTP alike.
         signature = [tf.TensorSpec((None, size, size, 3), tf.uint8), tf.TensorSpec((None, CLINICAL_WIDTH), tf.float32)]
-        if self.takes_clinical:
-            traced = tf.function(lambda photos, known: model([photos, known], training=False), input_signature=signature)
-        else:
-            traced = tf.function(lambda photos: model(photos, training=False), input_signature=signature[:1])
-        # With its variables made constants, grappler folds each BatchNorm into its convolution: a quarter faster for
-        # ResNet-50 on a CPU. XLA is as fast there, but was 15 times slower for MobileNet (one reading each, busy machine).
-        self._forward: Any = convert_variables_to_constants_v2(traced.get_concrete_function())
+        self._forward: Any = _with_constants(model, signature[: len(model.inputs)])
         self.probabilities(np.zeros((1, size, size, 3), np.uint8))  # so that the first photo is not the slow one
 
     @property
@@ -119,6 +112,26 @@ class Classifier:
             for result, output in zip(results, self._forward(*(tf.constant(part[batch]) for part in inputs)), strict=True):
                 result[batch] = output.numpy()
         return results
+
+
+def _with_constants(model: Any, signature: list[Any]) -> Any:
+    """The model as a graph that holds its weights as constants: inputs -> list of outputs.
+
+    Grappler then folds each BatchNorm into its convolution, which is a quarter faster for ResNet-50 on a CPU. Weights are put
+    in while the graph is traced (1.8 s); TensorFlow's own conversion of a traced graph took 4.4 s and gave the same to the
+    last bit. XLA is as fast as this for ResNet-50, but was 15 times slower for MobileNet (one reading each, busy machine).
+    """
+    import keras
+    import tensorflow as tf
+
+    weights = [(variable, variable.numpy()) for variable in model.variables]
+
+    def forward(*inputs: Any) -> list[Any]:
+        with keras.StatelessScope(state_mapping=[(variable, tf.constant(value)) for variable, value in weights]):
+            outputs: list[Any] = tf.nest.flatten(model(inputs[0] if len(inputs) == 1 else list(inputs), training=False))
+        return outputs
+
+    return tf.function(forward, input_signature=signature).get_concrete_function()
 
 
 def _with_embeddings(bundle: Bundle) -> Any:

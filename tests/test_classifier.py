@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from skinray.bundle import Bundle, Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
-from skinray.classifier import Classifier, use_threads
+from skinray.classifier import Classifier, resolved_precision, use_threads
 from skinray.clinical import CLINICAL_WIDTH, NO_CLINICAL, encode_clinical
 from skinray.images import Preprocessing, decode_photo
 from skinray.training_config import ModelSettings
@@ -197,3 +197,21 @@ def test_data_of_other_lesions_are_refused(
     for either in (clinical_classifier, classifier):
         with pytest.raises(ValueError, match="for 6 photos"):
             either.probabilities(photos(6), np.zeros(shape, np.float32))
+
+
+# Precision
+
+
+def test_bfloat16_is_close_to_float32_and_leaves_it_as_it_was(bundle: Bundle, classifier: Classifier) -> None:
+    before = classifier.probabilities(photos(20))
+    coarse = Classifier(bundle, BATCH, precision="bfloat16")
+    assert coarse.precision == "bfloat16"
+    assert np.abs(coarse.probabilities(photos(20)) - before).max() <= 0.02
+    exact = Classifier(bundle, BATCH, precision="float32")
+    np.testing.assert_array_equal(exact.probabilities(photos(20)), before)
+
+
+def test_auto_is_what_the_processor_multiplies() -> None:
+    assert resolved_precision("float32") == "float32"
+    native = {"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split())
+    assert resolved_precision("auto") == ("bfloat16" if native else "float32")
