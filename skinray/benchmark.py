@@ -6,16 +6,21 @@ Single rates mean little on a shared machine, so the rates are taken in turn, se
 ratios are what to quote.
 
     decode    decode and resize on all cores, nothing else running
-    forward   the classifier on decoded photos, all cores, nothing else running
+    forward   the classifier on decoded photos, all cores, nothing else running; before and after each pipeline
     ceiling   both sharing the cores: 1 / (1 / decode + 1 / forward); no pipeline on these cores can be faster
     keras     tf.data, `model.predict` in float32, pandas to Parquet: one process, all cores
     pipeline  `skinray score` from the first photo classified to the last row written; start-up is stated apart, and what
               was decoded in it is charged at the decode rate, as if it had been done afterwards
+
+Fewer than 1,600 photos are cut into blocks of fewer than 32, and classified in as small batches.
 """
 
 import itertools
 import os
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from PIL import Image
 
 from skinray import file_listing, storage
 from skinray.benchmark_prepare import benchmark_prepare
@@ -32,15 +38,17 @@ from skinray.benchmark_train import benchmark_train
 from skinray.benchmark_train import table as train_table
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
 from skinray.config import BenchmarkSettings, ClassifySettings
-from skinray.errors import StorageError
+from skinray.drawing import WIDTH_PX
+from skinray.errors import ScoringError, StorageError
 from skinray.images import Preprocessing, decode_photo
 from skinray.listing import list_photos
-from skinray.scoring_pipeline import write_predictions
+from skinray.scoring_pipeline import Extras, write_predictions
 from skinray.synthetic import draw_dataset
 from skinray.telemetry import say
 from skinray.training_config import ModelSettings
 
 _MOST_DRAWN = 1000
+_MOST_FOR_START_UP = 256
 
 
 def run_benchmark(settings: BenchmarkSettings) -> int:
@@ -59,7 +67,8 @@ def run_benchmark(settings: BenchmarkSettings) -> int:
             print(train_table(settings, figures))
         else:
             photos = _photos(settings, folder / "photos")
-            figures = benchmark_score(settings, photos, _random_bundle(settings, folder / "bundle"), folder)
+            bundle_uri = settings.bundle or _random_bundle(settings, folder / "bundle")
+            figures = benchmark_score(settings, photos, bundle_uri, folder)
             print(_table(settings, figures))
     if settings.json_file:
         storage.write_json(settings.json_file, figures)
@@ -79,10 +88,10 @@ def benchmark_score(settings: BenchmarkSettings, photos: Path, bundle_uri: str, 
         Medians in images a second, their ratios, and every single reading under `readings`.
     """
     paths = [str(path) for path in sorted(photos.iterdir())]
+    bundle = load_bundle(bundle_uri)
     cores = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes()))  # type: ignore[no-untyped-call]
-    size, batch = settings.image_size_px, settings.batch_size
+    size, batch = bundle.preprocessing.image_size_px, settings.batch_size
     numbers = itertools.count()
-    start_ups: list[float] = []
 
     def alone(measure: Callable[..., float], *arguments: Any) -> float:
         # max_calls: a fresh process every time, because TensorFlow's threads are set once a process.
@@ -94,26 +103,27 @@ def benchmark_score(settings: BenchmarkSettings, photos: Path, bundle_uri: str, 
 
     def pipeline() -> float:
         classify = ClassifySettings(batch_size=batch)
-        listing = list_photos(str(photos), max(batch, min(256, settings.photos // 16)), "path")
-        summary, _ = write_predictions(load_bundle(bundle_uri), listing, classify, str(folder / f"run{next(numbers)}"))
-        start_ups.append(summary.start_up_seconds)
+        listing = list_photos(str(photos), 256, "path")
+        summary, _ = write_predictions(bundle, listing, classify, str(folder / f"run{next(numbers)}"), Extras(refuse=True))
         head_start_s = summary.head_start_rows / readings["decode"][-1]
         return summary.rows / (summary.seconds - summary.start_up_seconds + head_start_s)
 
     measures: dict[str, Callable[[], float]] = {
         "decode": lambda: _decode_rate(paths, size, cores),
-        "forward": lambda: alone(_forward_rate, bundle_uri, size, batch, cores, settings.photos),
-        "keras": lambda: alone(_keras_rate, bundle_uri, paths, size, batch, str(folder / "keras.parquet")),
+        "forward": lambda: alone(_forward_rate, bundle_uri, size, batch, cores, settings.photos // 2),
         "pipeline": pipeline,
+        "keras": lambda: alone(_keras_rate, bundle_uri, paths, size, batch, str(folder / "keras.parquet")),
     }
     for number in range(settings.rounds):
-        for name, measure in measures.items():
-            readings[name].append(measure())
+        # The network's rate on both sides of the pipeline's, because a machine that slows down slows all of them.
+        for name in ("decode", "forward", "pipeline", "forward", "keras"):
+            readings[name].append(measures[name]())
             say(f"round {number + 1} of {settings.rounds}: {name} {readings[name][-1]:.1f} images/s")
+    forwards = [statistics.mean(readings["forward"][start : start + 2]) for start in range(0, 2 * settings.rounds, 2)]
+    ceilings = [1 / (1 / decode + 1 / forward) for decode, forward in zip(readings["decode"], forwards, strict=True)]
     median = {name: statistics.median(values) for name, values in readings.items()}
-    ceilings = [1 / (1 / decode + 1 / forward) for decode, forward in zip(readings["decode"], readings["forward"], strict=True)]
-    # Round by round, because a machine that slows down slows all of them.
     rounds = list(zip(readings["pipeline"], ceilings, readings["keras"], strict=True))
+    start_up = _start_up(bundle_uri, paths[:_MOST_FOR_START_UP], folder / "command")
     return {
         "decode_images_per_s": median["decode"],
         "forward_images_per_s": median["forward"],
@@ -122,11 +132,40 @@ def benchmark_score(settings: BenchmarkSettings, photos: Path, bundle_uri: str, 
         "pipeline_images_per_s": median["pipeline"],
         "ratio_to_ceiling": statistics.median(pipeline / ceiling for pipeline, ceiling, _ in rounds),
         "ratio_to_keras": statistics.median(pipeline / keras for pipeline, _, keras in rounds),
-        "start_up_s": statistics.median(start_ups),
+        "largest_difference_to_keras": alone(_largest_difference, bundle_uri, paths[:batch]),
+        "start_up_s": sum(start_up.values()),
+        "start_up_parts": start_up,
         "cores": cores,
         "readings": readings,
         "settings": settings.recorded(),
     }
+
+
+def _start_up(bundle_uri: str, paths: list[str], folder: Path) -> dict[str, float]:
+    """What passes between the command `skinray score` and its first photo, in words -> seconds, on a Ray of its own."""
+    photos = folder / "photos"
+    photos.mkdir(parents=True)
+    for path in paths:
+        (photos / Path(path).name).symlink_to(path)
+    command = [sys.executable, "-c", "from skinray.cli import main; raise SystemExit(main())", "score"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    asked = [*command, "--bundle", bundle_uri, "--input", str(photos), "--output", str(folder / "scores")]
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True)
+    told = re.search(r"^start-up .* to the first photo: (.*)$", done.stdout, re.MULTILINE)
+    if told is None:
+        raise ScoringError(f"skinray score ended with {done.returncode}: {done.stderr[-500:]}")
+    return {name: float(seconds) for name, _, seconds in (part.rpartition(" ") for part in told[1].split(", "))}
+
+
+def _largest_difference(bundle_uri: str, paths: list[str]) -> float:
+    """Between a probability of the classifier and of the plain Keras model in float32, for the same pixels."""
+    from skinray.classifier import Classifier
+
+    bundle = load_bundle(bundle_uri)
+    model = bundle.load_model()
+    pixels = np.stack([decode_photo(Path(path).read_bytes(), bundle.preprocessing).pixels for path in paths])
+    exact = np.asarray(model(pixels, training=False))
+    return float(np.abs(Classifier(bundle).probabilities(pixels) - exact).max())
 
 
 def _photos(settings: BenchmarkSettings, folder: Path) -> Path:
@@ -134,6 +173,9 @@ def _photos(settings: BenchmarkSettings, folder: Path) -> Path:
         drawn = min(settings.photos, _MOST_DRAWN) if settings.stage == "prepare" else settings.photos
         say(f"drawing {drawn} photos")
         draw_dataset(folder, drawn, seed=0, workers=os.cpu_count() or 1)
+        if settings.photo_width_px != WIDTH_PX:
+            for photo in (folder / "images").iterdir():
+                _enlarge(photo, settings.photo_width_px)
         return folder / "images"
     found = [path for path in file_listing.list_files(settings.input) if path.lower().endswith((".jpg", ".jpeg"))]
     if not found:
@@ -144,6 +186,11 @@ def _photos(settings: BenchmarkSettings, folder: Path) -> Path:
     for number, path in zip(range(settings.photos), again):
         (folder / f"{number:07d}.jpg").write_bytes(storage.read_bytes(storage.join(settings.input, path)))
     return folder
+
+
+def _enlarge(path: Path, width_px: int) -> None:
+    with Image.open(path) as photo:
+        photo.resize((width_px, width_px * photo.height // photo.width)).save(path, quality=90)
 
 
 def _random_bundle(settings: BenchmarkSettings, folder: Path) -> str:
@@ -217,12 +264,15 @@ def _keras_rate(bundle_uri: str, paths: list[str], size_px: int, batch_size: int
 
 def _table(settings: BenchmarkSettings, figures: dict[str, Any]) -> str:
     rows = [(name, figures[f"{name}_images_per_s"]) for name in ("decode", "forward", "ceiling", "keras", "pipeline")]
-    what = f"{settings.model} at {settings.image_size_px}, {settings.photos} photos, {figures['cores']} cores"
+    network = settings.bundle or f"{settings.model} at {settings.image_size_px}"
+    what = f"{network}, {settings.photos} photos, {figures['cores']} cores"
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in figures["start_up_parts"].items())
     lines = [f"{what}, median of {settings.rounds}"]
     lines += [f"  {name:<9} {rate:>9.1f} images/s" for name, rate in rows]
     lines += [
         f"  pipeline / ceiling {figures['ratio_to_ceiling']:.2f}",
         f"  pipeline / keras   {figures['ratio_to_keras']:.2f}",
-        f"  start-up {figures['start_up_s']:.1f} s to the first photo classified",
+        f"  largest difference of a probability to Keras in float32 {figures['largest_difference_to_keras']:.1e}",
+        f"  start-up {figures['start_up_s']:.1f} s from the command to the first photo: {parts}",
     ]
     return "\n".join(lines)

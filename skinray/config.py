@@ -311,6 +311,10 @@ class BenchmarkSettings(VerbSettings):
     """What to measure: score, train, or prepare (which has no network and is set beside a plain loop)."""
     input: str | None = None
     """Folder of JPEG photos to use, repeated when they are too few; none draws 600x450 ones, as train always does."""
+    photo_width_px: int = Field(600, ge=64)
+    """Width of the photos that are drawn for score, four to three; 4000 are 12 megapixels."""
+    bundle: str | None = None
+    """For score: bundle folder in place of a network with random weights."""
     model: ModelName = "resnet50"
     """Network, with random weights: speed does not depend on them."""
     image_size_px: int = Field(224, ge=32)

@@ -18,11 +18,17 @@ def test_the_benchmark_writes_every_rate_and_the_ratios_that_follow(
     figures = json.loads(file.read_text())
     rates = {name: figures[f"{name}_images_per_s"] for name in ("decode", "forward", "ceiling", "keras", "pipeline")}
     assert min(rates.values()) > 0
-    assert rates["ceiling"] == pytest.approx(1 / (1 / rates["decode"] + 1 / rates["forward"]))
+    forward = statistics.mean(figures["readings"]["forward"])
+    assert len(figures["readings"]["forward"]) == 2, "before and after the pipeline"
+    assert rates["ceiling"] == pytest.approx(1 / (1 / rates["decode"] + 1 / forward))
     assert figures["ratio_to_ceiling"] == pytest.approx(rates["pipeline"] / rates["ceiling"])
     assert figures["ratio_to_keras"] == pytest.approx(rates["pipeline"] / rates["keras"])
     assert figures["pipeline_images_per_s"] == statistics.median(figures["readings"]["pipeline"])
     assert f"pipeline / ceiling {figures['ratio_to_ceiling']:.2f}" in capsys.readouterr().out
+    assert figures["largest_difference_to_keras"] <= 1e-5
+    parts = ["Python and Ray", "listing", "processes", "TensorFlow and model", "first photos"]
+    assert [*figures["start_up_parts"]] == parts
+    assert 1 < figures["start_up_s"] == pytest.approx(sum(figures["start_up_parts"].values()))
 
 
 @pytest.mark.ray
