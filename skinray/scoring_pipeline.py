@@ -9,10 +9,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
@@ -31,6 +33,8 @@ from skinray.telemetry import Progress, say
 
 # For a scheduler: where the run stands, a few times a minute.
 PROGRESS_NAME = "_progress.json"
+# Blocks that an actor writes at once.
+_WRITERS = 4
 
 
 @dataclass(frozen=True)
@@ -277,29 +281,38 @@ class _ClassifyAndWrite:
             raise ScoringError(f"bundle {bundle_uri} changed from {model_id} to {bundle.model_id} while the run was going")
         self.classifier = Classifier(bundle, batch_size, embeddings, precision)
         self.run_uri = run_uri
+        self.threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="blocks")
         self.ready = time.time()
 
     def __call__(self, decoded: Block) -> dict[str, list[Any]]:
-        about: dict[str, list[Any]] = {"result": [], "decoded_at": [], "classified_from": []}
         starts = np.flatnonzero(np.diff(decoded["block"], prepend=-1))
-        for start, end in zip(starts, [*starts[1:], len(decoded["block"])], strict=True):
-            about["classified_from"].append(time.time())
-            about["decoded_at"].append(float(decoded["decoded_at"][start]))
-            block = {name: column[start:end] for name, column in decoded.items()}
-            about["result"].append(self._scored(block).encoded())
-        many = len(about["result"])
-        return {**about, "actor_began": [self.began] * many, "model_ready": [self.ready] * many}
-
-    def _scored(self, block: Block) -> BlockResult:
-        first_index = int(block["block"][0])
+        blocks = [
+            {name: column[start:end] for name, column in decoded.items()}
+            for start, end in zip(starts, [*starts[1:], len(decoded["block"])], strict=True)
+        ]
         # A task that an actor died in comes again with all its blocks, most of which it had written.
-        if (done := finished_block(self.run_uri, first_index, len(block["block"]))) is not None:
-            return done
+        done = [
+            *self.threads.map(lambda block: finished_block(self.run_uri, int(block["block"][0]), len(block["block"])), blocks)
+        ]
+        results: list[BlockResult | Future[BlockResult]] = []
+        classified_from = []
+        for block, result in zip(blocks, done, strict=True):
+            classified_from.append(time.time())
+            # A store takes its time to write, and the network need not wait for it.
+            results.append(result or self.threads.submit(write_block, self.run_uri, int(block["block"][0]), self._rows(block)))
+        return {
+            "result": [(each.result() if isinstance(each, Future) else each).encoded() for each in results],
+            "decoded_at": [float(block["decoded_at"][0]) for block in blocks],
+            "classified_from": classified_from,
+            "actor_began": [self.began] * len(blocks),
+            "model_ready": [self.ready] * len(blocks),
+        }
+
+    def _rows(self, block: Block) -> pa.Table:
         bundle = self.classifier.bundle
         usable = block["status"] == "scored"
         pixels, clinical = block["pixels"], encode_clinical(block["age"], block["sex"], block["site"])
         if not usable.all():
             pixels, clinical = pixels[usable], clinical[usable]
         probabilities, *embeddings = self.classifier.classified(pixels, clinical)
-        rows = prediction_rows(block, probabilities, bundle, bundle.operating_points.default, *embeddings)
-        return write_block(self.run_uri, first_index, rows)
+        return prediction_rows(block, probabilities, bundle, bundle.operating_points.default, *embeddings)

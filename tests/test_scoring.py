@@ -1,15 +1,10 @@
 import datetime
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 
 from skinray import storage
@@ -123,32 +118,6 @@ def test_a_night_costs_what_is_new_and_what_failed_can_be_taken_again(
     assert set(third["image_id"]) == failed
     assert set(third["image_id"][third["status"] == "scored"]) == {mended}
     assert set(night("--retry", "failed")["image_id"]) == failed - {mended}
-
-
-@pytest.mark.slow
-def test_the_same_command_goes_on_after_the_driver_was_killed(
-    trained: TrainedModel, drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = ["--bundle", trained.bundle_uri, "--input", str(drawn_photos), "--output", str(tmp_path / "scores")]
-    script = Path(__file__).parents[1] / "jobs" / "score.py"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    driver = subprocess.Popen(
-        [sys.executable, str(script), *settings], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 200
-    while len(written := list((tmp_path / "scores").rglob("*.block"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    driver.kill()
-    driver.wait(timeout=30)
-    assert 5 <= len(written) < 60, "it was killed in the middle"
-    done = sum(pq.read_metadata(path).num_rows for path in written)
-    summary = score_archive(ScoreSettings(bundle=trained.bundle_uri, input=settings[3], output=settings[5]), NOW)
-    assert "goes on with" in capsys.readouterr().err
-    assert summary.resumed_rows >= done, "nothing that was done is done again"
-    rows = pd.read_parquet(summary.uri)
-    names = [path.relative_to(drawn_photos).as_posix() for path in drawn_photos.rglob("*.jpg")]
-    assert sorted(rows["image_id"]) == sorted(names), "none lost and none twice"
-    assert len(list((tmp_path / "scores").rglob(storage.MANIFEST_NAME))) == 1
 
 
 def test_shards_and_the_loose_files_they_were_made_from_give_the_same_scores(
