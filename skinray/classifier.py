@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +20,26 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def use_threads(threads: int) -> None:
     """Tells TensorFlow how many cores this process may use; without effect once TensorFlow has started computing."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    import tensorflow as tf
+    with _without("sklearn", "matplotlib"):
+        import tensorflow as tf
 
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
     except RuntimeError:
         return  # already running, as in a test process that classified before: same answers, another speed
+
+
+@contextlib.contextmanager
+def _without(*packages: str) -> Iterator[None]:
+    """Lets Keras do without what it imports and does not need to classify: of 4 s that it takes to start, 1 s is theirs."""
+    absent = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None there is Python's way to say: not installed
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 # Those whose probabilities bfloat16 was seen to move by less than 0.02: ResNet-50, trained for an epoch, by 0.004 (ROC-AUC by

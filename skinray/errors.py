@@ -16,6 +16,9 @@ ImageError               one photo cannot be used: a row with `error_code`, neve
 
 from typing import Literal
 
+# The exit code of a command that did its work, and passed a stated limit.
+LIMIT_PASSED = 3
+
 ImageErrorCode = Literal[
     "missing",
     "unreadable",

@@ -1,14 +1,10 @@
 """What each verb of the command line does: calls one function and prints what it made."""
 
-import contextlib
-import datetime
-import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from skinray import telemetry
+from skinray import screening_verbs, telemetry
 from skinray.config import (
     AuditSettings,
     BenchmarkSettings,
@@ -23,10 +19,10 @@ from skinray.config import (
     ServeSettings,
     VerbSettings,
 )
+from skinray.errors import LIMIT_PASSED
+from skinray.ray_session import ray_session
 from skinray.telemetry import say
 from skinray.training_config import CrossValidateSettings, SearchSettings, TrainSettings, VerifySettings
-
-LIMIT_PASSED = 3
 
 
 @dataclass(frozen=True)
@@ -42,34 +38,6 @@ class Verb:
     settings: type[VerbSettings]
     run: Callable[[Any], int]
     dry_run: Callable[[Any], list[str]]
-
-
-@contextlib.contextmanager
-def ray_session() -> Iterator[None]:
-    """Joins the cluster that RAY_ADDRESS names (as it does inside a submitted job), or starts one on this machine.
-
-    A cluster of our own listens on 127.0.0.1 only and ends with the command. One that this process has joined already is
-    used and left running.
-    """
-    import ray
-    import ray.data
-
-    if ray.is_initialized():
-        yield
-        return
-    own: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
-    # Progress is said by the driver; the workers' own output stays in Ray's logs, where it can be looked up.
-    # It says at every start that it made a token, which is as it should be.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    with telemetry.without_dashboard() if own else contextlib.nullcontext():
-        ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
-    for name in ("ray.data", "ray.train", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _prepare(settings: PrepareSettings) -> int:
@@ -215,7 +183,7 @@ def _search_dry(settings: SearchSettings) -> list[str]:
 
 def _verify(settings: VerifySettings) -> int:
     if settings.predictions is not None:
-        return _verify_audit(settings.predictions, settings.head)
+        return screening_verbs.verify_audit(settings.predictions, settings.head)
     from skinray.verification import agreement_table, verify_distributed
 
     with ray_session():
@@ -223,20 +191,6 @@ def _verify(settings: VerifySettings) -> int:
     print(agreement_table(agreements, settings.tolerance))
     passed = all(each.passes(settings.tolerance) for each in agreements if each.precision == "float64")
     return 0 if passed else LIMIT_PASSED
-
-
-def _verify_audit(predictions: str, head: str | None) -> int:
-    from skinray.audit_chain import check_chain
-
-    report = check_chain(predictions, head)
-    print(f"{report.runs:,} runs of {report.rows:,} photos, {report.files:,} files")
-    for sha256 in report.heads:
-        print(f"head {sha256}")
-    for note in report.notes:
-        say(f"skinray: {note}")
-    for problem in report.problems:
-        say(f"skinray: BROKEN: {problem}")
-    return LIMIT_PASSED if report.problems else 0
 
 
 def _verify_dry(settings: VerifySettings) -> list[str]:
@@ -321,84 +275,6 @@ def _evaluate_dry(settings: EvaluateSettings) -> list[str]:
     return [f"model {bundle.model_id} on {photos:,} photos of {settings.split}, to {settings.output}"]
 
 
-def _score(settings: ScoreSettings) -> int:
-    from skinray.scoring import score_archive
-
-    with ray_session():
-        ray_s = telemetry.process_age_s()
-        summary = score_archive(settings, datetime.datetime.now(datetime.UTC))
-    if not summary.rows:
-        print(f"nothing to do: {summary.skipped_rows:,} photos need no score")
-        return 0
-    print(f"{summary.rows:,} photos: " + ", ".join(f"{count:,} {status}" for status, count in summary.statuses.items()))
-    for code, count in summary.errors.items():
-        print(f"  {code}: {count:,}")
-    print(f"{summary.flagged:,} flagged, {summary.rows_per_second:.1f} photos/s with start-up")
-    if summary.start_up_parts:
-        parts = {"Python and Ray": ray_s, "listing": summary.listing_seconds, **summary.start_up_parts}
-        split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
-        print(f"start-up {sum(parts.values()):.1f} s from the command to the first photo: {split}")
-    if summary.resumed_rows:
-        print(f"{summary.resumed_rows:,} of the photos had been scored before the run was cut off")
-    print(f"predictions {summary.uri}")
-    if summary.bad_fraction > settings.max_bad_fraction:
-        limit = f"--max-bad-fraction {settings.max_bad_fraction:.1%}"
-        say(f"skinray: {summary.bad_fraction:.1%} of the photos have no score, more than {limit}")
-        return LIMIT_PASSED
-    return 0
-
-
-def _score_dry(settings: ScoreSettings) -> list[str]:
-    telemetry.import_tensorflow()
-    from skinray.bundle import load_bundle
-    from skinray.scoring import choose_photos
-    from skinray.scoring_estimate import estimate
-
-    bundle = load_bundle(settings.bundle)
-    listing, skipped_rows = choose_photos(settings, bundle.model_id)
-    known = [f"{skipped_rows:,} photos need no score"] if skipped_rows else []
-    if not listing.rows:
-        return [*known, "nothing to do"]
-    size = f"{listing.rows:,} photos, {listing.bytes / 1e6:,.0f} MB" if listing.bytes else f"{listing.rows:,} photos"
-    what = f"model {bundle.model_id} on {size}, in {len(listing.blocks()):,} blocks"
-    return [*known, what, *estimate(bundle, listing, settings).in_words()]
-
-
-def _report(settings: ReportSettings) -> int:
-    from skinray.screening_page import drift_in_words, headline, remarks_of
-    from skinray.screening_report import drift_verdict, make_report
-
-    report = make_report(settings)
-    print(headline(report))
-    print(drift_in_words(report))
-    for remark in remarks_of(report):
-        say(f"skinray: {remark}")
-    print(f"report     {settings.output}/report.html")
-    return LIMIT_PASSED if settings.fail_on_drift and drift_verdict(report) == "large" else 0
-
-
-def _report_dry(settings: ReportSettings) -> list[str]:
-    from skinray.published_runs import open_run
-    from skinray.screening_report import find_reference
-
-    run = open_run(settings.predictions)
-    reference, why_none = find_reference(run, settings.reference)
-    against = f"compared with {reference.words}" if reference else f"not compared: {why_none}"
-    return [f"run {run.run_id} of model {run.model_id}, {run.manifest['rows']:,} photos, to {settings.output}", against]
-
-
-def _nightly(settings: NightlySettings) -> int:
-    from skinray.nightly import run_night
-
-    with ray_session():
-        night = run_night(settings, datetime.datetime.now(datetime.UTC))
-    print(night.in_words())
-    print(f"latest     {settings.output}/latest.html")
-    for reason in night.limits_passed:
-        say(f"skinray: {reason}")
-    return LIMIT_PASSED if night.limits_passed else 0
-
-
 def _serve(settings: ServeSettings) -> int:
     from skinray.serving import serve_until_stopped
 
@@ -450,9 +326,9 @@ VERBS: Mapping[str, Verb] = {
     "evaluate": Verb(EvaluateSettings, _evaluate, _evaluate_dry),
     "ensemble": Verb(EnsembleSettings, _ensemble, _ensemble_dry),
     "compare": Verb(CompareSettings, _compare, _compare_dry),
-    "score": Verb(ScoreSettings, _score, _score_dry),
-    "report": Verb(ReportSettings, _report, _report_dry),
-    "nightly": Verb(NightlySettings, _nightly, _score_dry),
+    "score": Verb(ScoreSettings, screening_verbs.score, screening_verbs.score_dry),
+    "report": Verb(ReportSettings, screening_verbs.report, screening_verbs.report_dry),
+    "nightly": Verb(NightlySettings, screening_verbs.nightly, screening_verbs.score_dry),
     "serve": Verb(ServeSettings, _serve, _serve_dry),
     "benchmark": Verb(BenchmarkSettings, _benchmark, _benchmark_dry),
     "verify": Verb(VerifySettings, _verify, _verify_dry),

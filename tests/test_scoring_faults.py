@@ -20,7 +20,7 @@ from tests.faulty_s3 import Faults, FaultyProxy
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 NOW = datetime.datetime(2026, 11, 21, 2, 0, tzinfo=datetime.UTC)
-PHOTOS, BROKEN_OF_A_KIND = 200, 2
+PHOTOS, BROKEN_OF_A_KIND = 100, 1
 
 
 def predictions(run_uri: str) -> pd.DataFrame:
