@@ -20,7 +20,7 @@ from skinray.training import TrainedModel
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # What is killed in each life of the driver, which is killed itself at the end of all but the last: 20 in all.
-LIVES = [{"task": 3, "actor": 2}, {"task": 3, "actor": 2}, {"task": 3, "actor": 1}, {"task": 2, "actor": 1}]
+LIVES = [{"task": 5, "actor": 1}, {"task": 5, "actor": 1}, {"task": 5, "actor": 1}]
 COPIES = 25
 PROCESSES = {"actor": b"_ClassifyAndWrite", "task": b"read_and_decode"}
 
