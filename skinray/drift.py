@@ -107,9 +107,10 @@ def bin_edges(reference: Floats, most_bins: int = _MOST_BINS) -> npt.NDArray[np.
         most_bins: As many where values differ enough. A value that many share has a bin for itself.
     """
     ordered = np.sort(reference.astype(np.float64))
-    edges = np.unique(np.quantile(ordered, np.arange(1, most_bins) / most_bins, method="lower"))
-    alike = np.searchsorted(ordered, edges, "right") - np.searchsorted(ordered, edges, "left")
-    return np.unique(np.concatenate([edges, np.nextafter(edges[alike * most_bins > len(ordered)], np.inf)]))
+    edges = np.quantile(ordered, np.arange(1, most_bins) / most_bins, method="lower")
+    values, alike = np.unique(ordered, return_counts=True)
+    shared = values[alike * most_bins > len(ordered)]  # the quantiles may pass over one at the end
+    return np.unique(np.concatenate([edges, shared, np.nextafter(shared, np.inf)]))
 
 
 def effective_number(clusters: npt.NDArray[np.integer[Any]]) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -40,6 +40,7 @@ def test_a_sample_has_not_drifted_from_itself(values: np.ndarray) -> None:
     assert (drift.verdict, drift.psi, drift.ks) == ("none", 0, 0)
 
 
+@example(np.array([0.0] * 9 + [0.5, 1.0, 1.0]))
 @given(arrays(np.float64, st.integers(1, 200), elements=st.one_of(finite, st.sampled_from([0.0, 0.5, 1.0]))))
 def test_edges_ascend_and_a_value_that_many_share_has_its_own_bin(values: np.ndarray) -> None:
     edges = bin_edges(values)
