@@ -18,6 +18,7 @@ import jinja2
 import skinray
 from skinray.audit import MOST_LISTED, PLURALS, SHORTCUT_AUC, Audit, Conflict, Leak, Pair, PhotoFact, leaks_in_words, plural
 from skinray.duplicates import SMALLEST_DETAIL
+from skinray.errors import IMAGE_ERRORS
 from skinray.taxonomy import DIAGNOSES
 
 # Of each of the three sections with photos: leaks, contradicting labels, other duplicates.
@@ -46,18 +47,6 @@ _FEATURES = {
     "jpeg_quality": "JPEG quality",
     "has_metadata": "metadata inside the file",
     "all of them together": "all properties together",
-}
-_UNREADABLE = {
-    "missing": "listed, but gone",
-    "unreadable": "could not be fetched from where it lies",
-    "empty": "has no bytes",
-    "not_an_image": "no photo in a known format",
-    "truncated": "ends before the photo does",
-    "corrupt": "damaged",
-    "too_large": "more pixels than are decoded",
-    "burned_in": "identifying text is part of the picture",
-    "corrupt_shard": "its shard cannot be read to the end",
-    "changed": "was written anew meanwhile",
 }
 
 
@@ -397,5 +386,5 @@ def _unreadable(audit: Audit) -> list[tuple[str, str, int, list[dict[str, str]]]
     files_of: dict[str, list[dict[str, str]]] = defaultdict(list)
     for one in audit.unreadable:
         files_of[one["error_code"]].append(one)
-    rows = [(code, _UNREADABLE.get(code, ""), len(found), found[:_MOST_EXAMPLES]) for code, found in files_of.items()]
+    rows = [(code, IMAGE_ERRORS.get(code, ""), len(found), found[:_MOST_EXAMPLES]) for code, found in files_of.items()]
     return sorted(rows, key=lambda row: -row[2])

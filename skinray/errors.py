@@ -14,6 +14,7 @@ SkinrayError             exit code 1
 ImageError               one photo cannot be used: a row with `error_code`, never the end of a job
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 # The exit code of a command that did its work, and passed a stated limit.
@@ -31,6 +32,19 @@ ImageErrorCode = Literal[
     "corrupt_shard",
     "changed",
 ]
+IMAGE_ERRORS: Mapping[str, str] = {
+    "missing": "listed, but gone",
+    "unreadable": "could not be fetched from where it lies",
+    "empty": "has no bytes",
+    "not_an_image": "no photo in a known format",
+    "truncated": "ends before the photo does",
+    "corrupt": "damaged",
+    "too_large": "more pixels than are decoded",
+    "burned_in": "identifying text is part of the picture",
+    "corrupt_shard": "its shard cannot be read to the end",
+    "changed": "was written anew meanwhile",
+}
+"""What each code means, for a person."""
 
 
 class SkinrayError(Exception):

@@ -14,6 +14,8 @@ from typing import Any
 import jinja2
 
 from skinray.drift import SIGNIFICANCE
+from skinray.errors import IMAGE_ERRORS
+from skinray.input_gate import REASONS
 from skinray.screening_figures import MEASURES, QUALITY
 
 _VERDICTS = {
@@ -24,16 +26,6 @@ _VERDICTS = {
     "no reference": "not compared",
 }
 _CHANGES = {"none": "no change", "higher": "higher", "lower": "lower", "too few": "too few photos to tell"}
-_CODES = {
-    "missing": "listed, but gone when it was read",
-    "unreadable": "could not be fetched from where it lies",
-    "empty": "has no bytes",
-    "not_an_image": "no photo in a known format",
-    "truncated": "ends before the photo does",
-    "corrupt": "damaged",
-    "too_large": "more pixels than are decoded",
-    "burned_in": "identifying text is part of the picture; never shown here",
-}
 
 
 def screening_page(
@@ -71,7 +63,7 @@ def screening_page(
             if drift["reference"]
         ],
         measures=_measures(drift),
-        codes=_CODES,
+        codes={**IMAGE_ERRORS, **REASONS},
         plot=f"data:image/png;base64,{base64.b64encode(plot).decode()}",
         provenance=_provenance(report),
         settings=json.dumps(report["run"]["settings"], indent=1, ensure_ascii=False),

@@ -3,11 +3,21 @@
 import copy
 import inspect
 import pickle
+from typing import get_args
 
 import pytest
 
 from skinray import errors
-from skinray.errors import ConfigError, ImageError, LeakError, OutputExistsError, SkinrayError, StorageError
+from skinray.errors import (
+    IMAGE_ERRORS,
+    ConfigError,
+    ImageError,
+    ImageErrorCode,
+    LeakError,
+    OutputExistsError,
+    SkinrayError,
+    StorageError,
+)
 
 TREE = [error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, SkinrayError)]
 
@@ -43,3 +53,7 @@ def test_image_error_survives_pickling(protocol: int) -> None:
 def test_image_error_survives_copying() -> None:
     returned = copy.copy(ImageError("empty", "the file has 0 bytes"))
     assert (returned.code, returned.detail) == ("empty", "the file has 0 bytes")
+
+
+def test_every_code_of_a_photo_has_words_for_a_person() -> None:
+    assert set(IMAGE_ERRORS) == set(get_args(ImageErrorCode))
