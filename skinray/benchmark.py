@@ -103,7 +103,7 @@ def benchmark_score(settings: BenchmarkSettings, photos: Path, bundle_uri: str, 
 
     def pipeline() -> float:
         classify = ClassifySettings(batch_size=batch)
-        listing = list_photos(str(photos), 256, "path")
+        listing = list_photos(str(photos), 192, "path")
         summary, _ = write_predictions(bundle, listing, classify, str(folder / f"run{next(numbers)}"), Extras(refuse=True))
         head_start_s = summary.head_start_rows / readings["decode"][-1]
         return summary.rows / (summary.seconds - summary.start_up_seconds + head_start_s)

@@ -227,7 +227,7 @@ class ScoreSettings(ClassifySettings):
     """Name of this run's folder; none: the time of the start."""
     image_id: Literal["path", "stem"] = "path"
     """What names a photo that has no name of its own: its path below the input, or its file name without the ending."""
-    rows_per_block: int = Field(256, ge=1, le=512)
+    rows_per_block: int = Field(192, ge=1, le=512)
     """Photos read, decoded and scored as one block, but no more than a fiftieth of them; a killed run goes on behind its last
     whole block."""
     only_new: bool = False

@@ -136,7 +136,7 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: ImageIdRule) -> L
     return listed(photos, rows_per_block)
 
 
-def list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...], rows_per_block: int = 256) -> Listing:
+def list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...], rows_per_block: int = 192) -> Listing:
     """Lists the photos of some splits of a prepared data set, in the order of its shards."""
     return listed(_list_dataset(dataset, splits), rows_per_block)
 

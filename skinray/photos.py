@@ -20,14 +20,17 @@ never an exception.
 """
 
 import functools
+import itertools
 import math
+import posixpath
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 
@@ -37,7 +40,7 @@ from skinray.images import Preprocessing, decode_photo
 from skinray.input_gate import REASONS, refusal
 from skinray.listing import Listing
 from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES, quality
-from skinray.shard_reader import read_contents
+from skinray.shard_reader import is_parquet, read_contents
 from skinray.skin_tone import ita_degrees
 
 # A hair less than a core, so that one decode task a core and an actor fit on every machine, even one with a single core;
@@ -45,6 +48,10 @@ from skinray.skin_tone import ita_degrees
 DECODE_CPUS = 0.95
 
 Block = dict[str, npt.NDArray[Any]]
+
+# A task that begins in the middle of a row group reads all that stands before it, too.
+_MOST_TASKS_OF_A_PARQUET_SHARD = 16
+_MOST_BYTES_BESIDE_PIXELS = 4096
 
 _ONLY_FOR_READING = frozenset({"shard", "position", "file_bytes", "file_version"})
 
@@ -61,25 +68,37 @@ def decoded_photos(
         without: First indices of blocks to leave out.
 
     Returns:
-        Rows as described at the top of this module, a batch a task.
+        Rows as described at the top of this module; a block's photos are in one batch.
     """
-    decode = functools.partial(read_and_decode, preprocessing=preprocessing, refuse=refuse)
+    rows_at_once = listing.rows_per_task
+    decode = functools.partial(read_and_decode, rows_at_once=rows_at_once, preprocessing=preprocessing, refuse=refuse)
     tasks = ray.data.from_arrow(_tasks(listing, without))
-    return tasks.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
+    decoded = tasks.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
+    # Ray Data joins what a task yields until it is larger than this, and cuts what is half as large again, blocks or not: with
+    # room for two and a half yields it joins three and cuts nothing.
+    row_bytes = preprocessing.image_size_px**2 * 3 + _MOST_BYTES_BESIDE_PIXELS
+    decoded.context.target_max_block_size = int(2.5 * rows_at_once * row_bytes)
+    return decoded
 
 
 def _tasks(listing: Listing, without: Container[int]) -> list[pa.Table]:
     """The blocks that are not left out, in order, those that are read together as one table with the block of each photo."""
+    shards = listing.photos["shard"]
+    together = {
+        each["values"]: each["counts"] // _MOST_TASKS_OF_A_PARQUET_SHARD
+        for each in pc.value_counts(shards).to_pylist()
+        if is_parquet(each["values"])
+    }
     tasks: list[list[tuple[int, int]]] = []
-    rows = listing.rows_per_task
+    room = 0
     for first, count in listing.blocks().items():
         if first in without:
             continue
-        if rows + count > listing.rows_per_task:
+        if count > room:
             tasks.append([])
-            rows = 0
+            room = max(listing.rows_per_task, together.get(shards[first].as_py(), 0))
         tasks[-1].append((first, count))
-        rows += count
+        room -= count
     return [
         pa.concat_tables(
             listing.photos.slice(first, count).append_column("block", pa.repeat(pa.scalar(first, pa.int64()), count))
@@ -89,18 +108,34 @@ def _tasks(listing: Listing, without: Container[int]) -> list[pa.Table]:
     ]
 
 
-def read_and_decode(plan: pa.Table, preprocessing: Preprocessing, refuse: bool) -> Block:
+def read_and_decode(plan: pa.Table, rows_at_once: int, preprocessing: Preprocessing, refuse: bool) -> Iterator[Block]:
     """Reads and decodes some listed photos here and now: what each task of `decoded_photos` does.
 
     Args:
         plan: Rows of LISTING_SCHEMA with the block of each.
+        rows_at_once: How many to hold decoded; a whole number of blocks.
         preprocessing: How to decode them.
         refuse: Refuse what is no photo of skin.
+
+    Raises:
+        StorageError: None of those that it holds at once can be read, and their store does not answer: they are not at fault.
     """
-    rows = [_described(row) for row in plan.to_pylist()]
+    listed = plan.to_pylist()
+    contents = read_contents(listed)
+    for start in range(0, len(listed), rows_at_once):
+        rows = [_described(row) for row in listed[start : start + rows_at_once]]
+        block = _decoded(rows, itertools.islice(contents, len(rows)), preprocessing, refuse)
+        if set(block["error_code"]) == {"unreadable"}:
+            storage.check_answers(posixpath.dirname(rows[0]["image_uri"]))
+        yield block
+
+
+def _decoded(
+    rows: Sequence[dict[str, Any]], contents: Iterable[bytes | Exception], preprocessing: Preprocessing, refuse: bool
+) -> Block:
     size = preprocessing.image_size_px
     pixels = np.zeros((len(rows), size, size, 3), np.uint8)
-    for row, data, target in zip(rows, read_contents(rows), pixels, strict=True):
+    for row, data, target in zip(rows, contents, pixels, strict=True):
         try:
             if isinstance(data, Exception):
                 raise _unreadable(data)

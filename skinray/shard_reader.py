@@ -33,6 +33,11 @@ _TEXT_COLUMNS = ("label", "patient_id", "lesion_id", "sex", "site")
 # Neighbours in a tar shard are read in one piece when no more than this lies between them for each byte that is wanted.
 _MOST_SPAN = 1.5
 _HEADER_BYTES = 1 << 16
+# Photos of their own files, or of a tar shard, that are read in one go.
+_AT_ONCE = 512
+# A row group may be as large as its file, which is what pyarrow writes unless told otherwise: it is read in pieces.
+_ROWS_OF_A_GROUP = 32
+_BUFFER_BYTES = 8 << 20
 _LOOKUPS_AT_ONCE = 32
 SHA256 = "sha256:"
 
@@ -90,7 +95,7 @@ def holds_photos(uri: str) -> bool:
 
 def _list_parquet(uri: str, name: str, version: str) -> pa.Table:
     try:
-        with _opened(uri) as file:
+        with _opened(uri, pre_buffer=True) as file:
             schema = file.schema_arrow
             known = [column for column in (*_TEXT_COLUMNS, "age", "image_sha256") if column in schema.names]
             ids = next((column for column in _ID_COLUMNS if column in schema.names), None)
@@ -126,8 +131,8 @@ def _known(table: pa.Table) -> dict[str, Any]:
     return known
 
 
-def _opened(uri: str) -> pq.ParquetFile:
-    return pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri), pre_buffer=True)
+def _opened(uri: str, **options: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri), **options)
 
 
 def _bytes_column(schema: pa.Schema) -> str | None:
@@ -198,47 +203,60 @@ def _entry_if_there(uri: str) -> file_listing.Entry:
         return file_listing.Entry(0, "")  # reading will say what is wrong with it
 
 
-def read_contents(photos: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
-    """The bytes of listed photos.
+def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:
+    """The bytes of listed photos, a few ahead of who takes them.
 
     Args:
         photos: Rows of `skinray.listing.LISTING_SCHEMA`; those of one shard stand together.
 
-    Returns:
+    Yields:
         Bytes, or the exception that reading this one raised, in their order.
     """
-    contents: list[bytes | Exception] = []
     for shard, group in itertools.groupby(photos, key=lambda photo: photo["shard"]):
         rows = list(group)
-        if not shard:
-            contents += storage.read_many([row["image_uri"] for row in rows])
+        if not is_parquet(shard):
+            for start in range(0, len(rows), _AT_ONCE):
+                yield from _read_at_once(shard, rows[start : start + _AT_ONCE])
             continue
+        read = 0
         try:
             with storage.explained(shard, "read"):
-                contents += _read_from_shard(shard, rows)
-        except StorageError as error:
-            gone = error.__cause__ if isinstance(error.__cause__, FileNotFoundError) else None
-            contents += [gone or error] * len(rows)
-        except (ImageError, pa.ArrowException) as error:
-            contents += [error] * len(rows)
-    return contents
+                for content in _read_from_shard(shard, rows):
+                    read += 1
+                    yield content
+        except (StorageError, ImageError, pa.ArrowException) as error:
+            yield from [_cause(error)] * (len(rows) - read)
 
 
-def _read_from_shard(shard: str, rows: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
-    if rows[0]["position"] < 0:
-        return [ImageError("corrupt_shard", "the shard cannot be read to its end"), *_read_rest(shard, rows[1:])]
-    if rows[-1]["position"] < 0:  # behind those that could be listed
-        return [*_read_rest(shard, rows[:-1]), ImageError("corrupt_shard", "the shard cannot be read to its end")]
-    version = rows[0]["file_version"]
-    if not version.startswith(SHA256) and file_listing.entry_of(shard).version != version:
-        raise ImageError("changed", "the shard was written anew since it was listed")
-    if shard.lower().endswith(".tar"):
-        return _read_tar(shard, rows)
-    return list(_read_parquet(shard, rows))
+def is_parquet(uri: str) -> bool:
+    """True for the URI of a Parquet file."""
+    return posixpath.splitext(uri)[1].lower() in PARQUET_SUFFIXES
 
 
-def _read_rest(shard: str, rows: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
-    return _read_from_shard(shard, rows) if rows else []
+def _read_at_once(shard: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[bytes | Exception]:
+    if not shard:
+        return storage.read_many([row["image_uri"] for row in rows])
+    try:
+        with storage.explained(shard, "read"):
+            return list(_read_from_shard(shard, rows))
+    except (StorageError, ImageError) as error:
+        return [_cause(error)] * len(rows)
+
+
+def _cause(error: Exception) -> Exception:
+    """What is wrong with the photos of a shard that cannot be read: that it is gone stands behind what was said of it."""
+    return error.__cause__ if isinstance(error.__cause__, FileNotFoundError) else error
+
+
+def _read_from_shard(shard: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:
+    whole = [row for row in rows if row["position"] >= 0]  # the row of what could not be listed stands behind the others
+    if whole:
+        version = whole[0]["file_version"]
+        if not version.startswith(SHA256) and file_listing.entry_of(shard).version != version:
+            raise ImageError("changed", "the shard was written anew since it was listed")
+        yield from _read_parquet(shard, whole) if is_parquet(shard) else _read_tar(shard, whole)
+    for _ in rows[len(whole) :]:
+        yield ImageError("corrupt_shard", "the shard cannot be read to its end")
 
 
 def _read_tar(shard: str, rows: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
@@ -252,20 +270,40 @@ def _read_tar(shard: str, rows: Sequence[Mapping[str, Any]]) -> list[bytes | Exc
 
 
 def _read_parquet(shard: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:
-    with _opened(shard) as file:
+    with _opened(shard, buffer_size=_BUFFER_BYTES) as file:
         column = _bytes_column(file.schema_arrow)
         if column is None:
             raise ImageError("changed", "the shard was written anew since it was listed")
         counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         ends = np.cumsum(counts)
         group_of = [int(np.searchsorted(ends, row["position"], side="right")) for row in rows]
-        for group, some in itertools.groupby(zip(group_of, rows, strict=True), key=lambda pair: pair[0]):
-            values = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
-            if pa.types.is_struct(values.type):
-                values = values.field("bytes")
-            for _, row in some:
-                data = values[int(row["position"] - (ends[group] - counts[group]))].as_py()
-                yield _checked(b"" if data is None else data, row["file_version"])
+        for group, pairs in itertools.groupby(zip(group_of, rows, strict=True), key=lambda pair: pair[0]):
+            some = [row for _, row in pairs]
+            first = ends[group] - counts[group]
+            read = 0
+            try:
+                for data in _of_row_group(file, group, column, [int(row["position"] - first) for row in some]):
+                    yield _checked(data, some[read]["file_version"])
+                    read += 1
+            except (pa.ArrowException, OSError) as error:  # the next row group may be whole
+                yield from [error] * (len(some) - read)
+
+
+def _of_row_group(file: pq.ParquetFile, group: int, column: str, positions: Sequence[int]) -> Iterator[bytes]:
+    """The values at some positions, which ascend, of a column of a row group: read up to the last one, and never held whole."""
+    wanted = iter(positions)
+    position = next(wanted)
+    start = 0
+    for batch in file.iter_batches(_ROWS_OF_A_GROUP, row_groups=[group], columns=[column], use_threads=False):
+        values = batch.column(0)
+        if pa.types.is_struct(values.type):
+            values = values.field("bytes")
+        while position < start + len(values):
+            yield values[position - start].as_py() or b""
+            if (following := next(wanted, None)) is None:
+                return
+            position = following
+        start += len(values)
 
 
 def _checked(data: bytes, version: str) -> bytes | Exception:

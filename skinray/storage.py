@@ -128,6 +128,19 @@ def exists(uri: str) -> bool:
         return object_store(uri).is_there(path_of(uri)) if is_remote(uri) else os.path.exists(path_of(uri))
 
 
+def check_answers(uri: str) -> None:
+    """Asks a store for anything at all; that something is not there, or denied, is an answer.
+
+    Raises:
+        StorageError: It does not answer.
+    """
+    try:
+        exists(uri)
+    except StorageError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of one file."""
     with explained(uri, "read"):

@@ -102,6 +102,36 @@ def test_a_tar_that_ends_early_gives_what_it_has_and_says_that_it_ends(tmp_path:
     assert len(lost) <= 20 * (1 - share) + 1
 
 
+def test_a_row_group_of_any_size_is_never_held_whole(tmp_path: Path) -> None:
+    names = [f"photo {number}.jpg" for number in range(640)]
+    photos = [bytes([number % 251]) * 100_000 for number in range(640)]
+    path = tmp_path / "night.parquet"
+    pq.write_table(pa.table({"image_id": names, "image_bytes": photos}), path, compression="none")
+    assert pq.ParquetFile(path).num_row_groups == 1
+    rows = list_photos(str(path), 32, "path").photos.to_pylist()
+    chosen = [*range(3), *range(100, 400), 639]
+    held = []
+    before = pa.total_allocated_bytes()
+    for number, data in zip(chosen, read_contents([rows[number] for number in chosen]), strict=True):
+        assert data == photos[number]
+        held.append(pa.total_allocated_bytes() - before)
+    assert max(held) < 24e6 < path.stat().st_size / 2
+
+
+def test_a_bad_row_group_fails_its_photos_and_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "night.parquet"
+    photos = [bytes([number]) * 5000 for number in range(30)]
+    pq.write_table(pa.table({"image_bytes": photos}), path, row_group_size=10, use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + 16] = b"\xff" * 16
+    path.write_bytes(data)
+    found = [*contents(list_photos(str(path), 32, "path")).values()]
+    assert found[:10] == photos[:10]
+    assert found[20:] == photos[20:]
+    assert not {bytes} & {type(each) for each in found[10:20]}
+
+
 def test_a_parquet_file_that_cannot_be_read_is_one_failed_row(tmp_path: Path) -> None:
     write_loose(tmp_path)
     stored(str(tmp_path), "b.parquet", b"PAR1 and then nothing")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from skinray import storage
@@ -13,7 +15,7 @@ from skinray.cli import main
 from skinray.config import ScoreSettings
 from skinray.errors import BundleError, OutputExistsError, StorageError
 from skinray.images import Preprocessing
-from skinray.listing import list_photos
+from skinray.listing import Listing, list_photos, listed
 from skinray.photos import decoded_photos
 from skinray.scoring import score_archive
 from skinray.shards import PreparedDataset
@@ -170,6 +172,28 @@ def test_of_loose_files_nothing_is_known(ray_cluster: None, archive: Path) -> No
     for block in decoded_photos(listing, Preprocessing(image_size_px=16)).iter_batches(batch_size=None, batch_format="numpy"):
         assert np.isnan(block["age"]).all()
         assert {*block["sex"], *block["site"]} == {""}
+
+
+def test_blocks_stay_whole_however_large_they_are(ray_cluster: None, archive: Path) -> None:
+    photos = pa.concat_tables([list_photos(str(archive), 16, "path").photos] * 3)
+    listing = Listing(listed(photos, 16).photos.slice(0, 130), 120, 120)  # 212 MB, which Ray Data cuts when it is not told
+    size = Preprocessing(image_size_px=768)
+    blocks = [*decoded_photos(listing, size).iter_batches(batch_size=None, batch_format="numpy")]
+    assert sorted((int(block["block"][0]), len(block["block"])) for block in blocks) == [(0, 120), (120, 10)]
+
+
+def test_a_parquet_shard_is_read_in_a_few_tasks_that_yield_many_blocks(
+    ray_cluster: None, drawn_photos: Path, tmp_path: Path
+) -> None:
+    photos = [path.read_bytes() for path in sorted(drawn_photos.rglob("*.jpg"))[:90]] * 4
+    pq.write_table(pa.table({"image_bytes": photos}), tmp_path / "night.parquet")
+    listing = Listing(list_photos(str(tmp_path / "night.parquet"), 4, "path").photos, 4, 4)
+    found: list[tuple[int, int]] = []
+    for block in decoded_photos(listing, Preprocessing(image_size_px=16)).iter_batches(batch_size=None, batch_format="numpy"):
+        assert set(block["status"]) == {"scored"}
+        firsts, counts = np.unique(block["block"], return_counts=True)
+        found += zip(firsts.tolist(), counts.tolist(), strict=True)
+    assert sorted(found) == [*listing.blocks().items()]
 
 
 def test_too_many_bad_photos_end_with_exit_code_3_and_still_publish(

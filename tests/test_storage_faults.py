@@ -11,11 +11,16 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from skinray import file_listing, object_store, storage
 from skinray.errors import StorageError
+from skinray.images import Preprocessing
+from skinray.listing import list_photos
+from skinray.photos import read_and_decode
+from tests import faulty_s3
 from tests.faulty_s3 import Faults, FaultyProxy
 
 pytestmark = pytest.mark.s3
@@ -198,8 +203,6 @@ def test_what_is_gone_is_not_asked_for_again(s3_proxy: FaultyProxy, s3_bucket: s
 def test_what_may_not_be_read_is_not_asked_for_again(
     s3_proxy: FaultyProxy, s3_bucket: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests import faulty_s3
-
     storage.write_bytes(f"{s3_bucket}/a", b"x")
     waits.clear()
     monkeypatch.setattr(faulty_s3, "_INTERNAL", (403, "AccessDenied", "Access Denied"))
@@ -218,6 +221,30 @@ def test_many_files_of_a_store_that_went_away_say_which_and_why(s3_proxy: Faulty
         contents = storage.read_many(uris)
         assert s3_proxy.calls == {"GET": 3 * object_store.ATTEMPTS}, "once each: the store is away"
     assert all(isinstance(content, StorageError) and uri in str(content) for uri, content in zip(uris, contents, strict=True))
+
+
+@pytest.mark.parametrize("away", ["the photos", "the store", "the right to read"])
+def test_photos_are_not_at_fault_when_their_store_is_away(
+    s3_proxy: FaultyProxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, away: str
+) -> None:
+    for number in range(3):
+        storage.write_bytes(f"{s3_bucket}/archive/{number}.jpg", b"no photo, but read")
+    photos = list_photos(f"{s3_bucket}/archive", 4, "path").photos
+    plan = photos.append_column("block", pa.array([0, 0, 0]))
+    faults = {
+        "the photos": Faults(internal=1, only=lambda method, target: ".jpg" in target),
+        "the store": Faults(internal=1),
+        "the right to read": Faults(internal=1),
+    }
+    if away == "the right to read":
+        monkeypatch.setattr(faulty_s3, "_INTERNAL", (403, "AccessDenied", "Access Denied"))
+    with s3_proxy.misbehaving(faults[away]):
+        decoded = read_and_decode(plan, 3, Preprocessing(image_size_px=16), refuse=False)
+        if away == "the store":
+            with pytest.raises(StorageError, match=rf"cannot look up {s3_bucket}/archive"):
+                next(decoded)
+        else:
+            assert [*next(decoded)["error_code"]] == ["unreadable"] * 3
 
 
 def test_the_few_that_fail_among_many_are_read_once_more(s3_proxy: FaultyProxy, s3_bucket: str) -> None:
