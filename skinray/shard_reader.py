@@ -270,7 +270,7 @@ def _read_tar(shard: str, rows: Sequence[Mapping[str, Any]]) -> list[bytes | Exc
 
 
 def _read_parquet(shard: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:
-    with _opened(shard, buffer_size=_BUFFER_BYTES) as file:
+    with _opened(shard, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
         column = _bytes_column(file.schema_arrow)
         if column is None:
             raise ImageError("changed", "the shard was written anew since it was listed")

@@ -106,8 +106,9 @@ def test_a_row_group_of_any_size_is_never_held_whole(tmp_path: Path) -> None:
     names = [f"photo {number}.jpg" for number in range(640)]
     photos = [bytes([number % 251]) * 100_000 for number in range(640)]
     path = tmp_path / "night.parquet"
-    # With one, pyarrow writes up to 1,024 photos into the dictionary, which is read whole.
-    pq.write_table(pa.table({"image_id": names, "image_bytes": photos}), path, compression="none", use_dictionary=False)
+    # A page, which is read whole, and a dictionary have up to 1,024 photos unless pyarrow is told otherwise.
+    table = pa.table({"image_id": names, "image_bytes": photos})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_batch_size=16)
     assert pq.ParquetFile(path).num_row_groups == 1
     rows = list_photos(str(path), 32, "path").photos.to_pylist()
     chosen = [*range(3), *range(100, 400), 639]
@@ -116,7 +117,7 @@ def test_a_row_group_of_any_size_is_never_held_whole(tmp_path: Path) -> None:
     for number, data in zip(chosen, read_contents([rows[number] for number in chosen]), strict=True):
         assert data == photos[number]
         held.append(pa.total_allocated_bytes() - before)
-    assert max(held) < 16e6 < path.stat().st_size / 3
+    assert max(held) < 24e6 < path.stat().st_size / 2
 
 
 def test_a_bad_row_group_fails_its_photos_and_no_others(tmp_path: Path) -> None:
