@@ -232,8 +232,9 @@ class ScoreSettings(ClassifySettings):
     whole block."""
     only_new: bool = False
     """Leave out what a published run of the same bundle below the output has already, as its file is now."""
-    retry: Literal["failed"] | None = None
-    """Take only the photos that the newest published run of the same bundle that had them could not read."""
+    retry: Literal["failed", "refused"] | None = None
+    """Take only the photos that the newest published run of the same bundle that had them could not read; or refused, which
+    somebody has looked at since and which are scored now."""
     refuse: bool = True
     """Refuse what is no photo of skin, with the reason, instead of scoring it."""
     embeddings: bool = False
@@ -247,6 +248,8 @@ class ScoreSettings(ClassifySettings):
     def _one_selection(self) -> "ScoreSettings":
         if self.only_new and self.retry:
             raise ValueError("only_new leaves out what failed before, retry takes it: give one of them")
+        if self.retry == "refused" and self.refuse:
+            raise ValueError("retry refused would refuse the same photos again: add no-refuse")
         return self
 
 

@@ -21,7 +21,7 @@ LEDGER_NAME = "_ledger.pq"
 _STARTED_KEY = b"started_at"
 _KEY = ("image_id", "file_bytes", "file_version")
 
-Selection = Literal["all", "new", "failed"]
+Selection = Literal["all", "new", "failed", "refused"]
 
 
 def write_ledger(run_uri: str, listing: Listing, files: Sequence[dict[str, Any]], started_at: datetime.datetime) -> None:
@@ -89,8 +89,8 @@ def select(listed: pa.Table, ledger: pa.Table, selection: Selection) -> pa.Table
     Args:
         listed: Rows of `skinray.listing.LISTING_SCHEMA`.
         ledger: From `read_ledger`.
-        selection: all; new: without those that are known as they are, whatever became of them; failed: those whose newest row
-            has failed, as their files are now.
+        selection: all; new: without those that are known as they are, whatever became of them; failed,
+            refused: those whose newest row says so, as their files are now.
 
     Returns:
         Rows of `listed`, in its order.
@@ -99,11 +99,11 @@ def select(listed: pa.Table, ledger: pa.Table, selection: Selection) -> pa.Table
         chosen = _matchable(listed.select(["index", *_KEY])).join(
             _matchable(ledger.select(_KEY)), list(_KEY), join_type="left anti"
         )
-    elif selection == "failed":
-        failed = ledger.filter(pa.compute.equal(ledger["status"], "failed")).select(["image_id"])
-        chosen = listed.select(["index", "image_id"]).join(failed, "image_id", join_type="left semi")
-    else:
+    elif selection == "all":
         return listed
+    else:
+        again = ledger.filter(pa.compute.equal(ledger["status"], selection)).select(["image_id"])
+        chosen = listed.select(["index", "image_id"]).join(again, "image_id", join_type="left semi")
     return listed.take(chosen["index"].sort())
 
 

@@ -75,7 +75,7 @@ def choose_photos(settings: ScoreSettings, model_id: str) -> tuple[Listing, int]
     listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
     if not settings.only_new and not settings.retry:
         return listing, 0
-    chosen = select(listing.photos, read_ledger(settings.output, model_id), "new" if settings.only_new else "failed")
+    chosen = select(listing.photos, read_ledger(settings.output, model_id), settings.retry or "new")
     say(f"score: {listing.rows - len(chosen):,} of {listing.rows:,} photos need nothing")
     return listed(chosen, settings.rows_per_block), listing.rows - len(chosen)
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from skinray import storage
 from skinray.audit_chain import check_chain
@@ -120,6 +121,12 @@ def test_a_night_costs_what_is_new_and_what_failed_can_be_taken_again(
     assert set(third["image_id"]) == failed
     assert set(third["image_id"][third["status"] == "scored"]) == {mended}
     assert set(night("--retry", "failed")["image_id"]) == failed - {mended}
+
+    Image.new("RGB", (64, 64), "blue").save(source / "screen.jpg")
+    assert [*night("--only-new")["status"]] == ["refused"]
+    assert night("--only-new").empty
+    assert [*night("--retry", "refused", "--no-refuse")["status"]] == ["scored"]
+    assert night("--retry", "refused", "--no-refuse").empty
 
 
 def test_shards_and_the_loose_files_they_were_made_from_give_the_same_scores(
