@@ -271,7 +271,7 @@ class ReportSettings(ReportOptions):
     predictions: str
     """Folder of a published run, or the root that score wrote below: then its newest run."""
     output: str
-    """Folder or s3:// prefix of report.html, report.json and worklist.csv; must not exist."""
+    """Folder or s3:// prefix of report.html, report.json, worklist.csv and without_score.csv; must not exist."""
 
 
 class NightlySettings(ScoreSettings, ReportOptions):

@@ -109,7 +109,10 @@ def _read_upright(data: bytes, size_px: int) -> tuple[Image.Image, int, int]:
     if not data:
         raise ImageError("empty", "the file has 0 bytes")
     if not data.startswith(JPEG_START) and is_dicom(data):
-        data = read_dicom(data, MAX_PIXELS).image
+        dicom = read_dicom(data, MAX_PIXELS)
+        if dicom.tags.burned_in:
+            raise ImageError("burned_in", "its DICOM header says that identifying text is part of the picture")
+        data = dicom.image
     with decoding(), open_photo(data) as image:
         upright = _load_rgb(data, image, size_px)
         # After the pixels: asking a PNG for its EXIF reads them too, and would swallow what is wrong with them.

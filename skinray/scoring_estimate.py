@@ -11,6 +11,7 @@ from skinray.bundle import Bundle
 from skinray.config import ScoreSettings
 from skinray.listing import Listing
 from skinray.photos import read_and_decode
+from skinray.shard_reader import BYTES_AT_ONCE
 
 SAMPLE = 200
 _SEED = 0
@@ -72,6 +73,7 @@ def estimate(bundle: Bundle, listing: Listing, settings: ScoreSettings) -> Estim
     classifier.probabilities(usable)
     classify_s = (time.perf_counter() - started) / len(photos)
     task_pixels = listing.rows_per_task * bundle.preprocessing.image_size_px**2 * 3
+    stored = min(BYTES_AT_ONCE, listing.rows_per_task * listing.bytes // listing.rows)
     actor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Estimate(
         sampled=len(photos),
@@ -79,7 +81,7 @@ def estimate(bundle: Bundle, listing: Listing, settings: ScoreSettings) -> Estim
         decode_ms=decode_s * 1e3,
         classify_ms=classify_s * 1e3,
         seconds=START_UP_S + listing.rows * (decode_s / cores + classify_s),
-        memory_bytes=int(_RAY_BYTES + actor + cores * (_TASK_BYTES + _TASK_COPIES * task_pixels)),
+        memory_bytes=int(_RAY_BYTES + actor + cores * (_TASK_BYTES + stored + _TASK_COPIES * task_pixels)),
     )
 
 

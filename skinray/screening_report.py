@@ -1,9 +1,10 @@
 """The report of a scoring run: what the archive's owner reads in the morning. Needs no Ray.
 
-<output>/report.html     the page, in one file
-<output>/report.json     every figure of it
-<output>/worklist.csv    the flagged photos, the highest score first
-<output>/_manifest.json  written last
+<output>/report.html        the page, in one file
+<output>/report.json        every figure of it
+<output>/worklist.csv       the flagged photos, the highest score first
+<output>/without_score.csv  the photos that were refused, or failed, and why
+<output>/_manifest.json     written last
 """
 
 from collections import defaultdict
@@ -41,15 +42,15 @@ from skinray.thumbnails import thumbnails
 PAGE_NAME = "report.html"
 FIGURES_NAME = "report.json"
 WORKLIST_NAME = "worklist.csv"
+WITHOUT_SCORE_NAME = "without_score.csv"
 _JUDGED_NAME = "judged.parquet"
 # Rows of the page's worklist; all of them are in worklist.csv.
 _MOST_LISTED = 200
-# Of each error code.
+# Of each error code; all of them are in without_score.csv.
 _MOST_BAD = 6
-# What may stand in the picture itself must not be shown by a page that is passed around.
-_NEVER_SHOWN = "burned_in"
 # What a spreadsheet would take for a formula. Source: OWASP, CSV injection.
 _FORMULA = r"\A([=+\-@\t\r\n])"
+_BAD = ("image_id", "image_uri", "status", "error_code", "error_detail")
 _PHOTO = ("image_id", "image_uri", "patient_id", "lesion_id", "malignancy_score")
 
 
@@ -82,6 +83,7 @@ def make_report(settings: ReportSettings) -> dict[str, Any]:
     light = rows.read(COLUMNS, REPEATED)
     worklist = _worklist(rows)
     _write_csv(worklist, storage.join(output, WORKLIST_NAME))
+    _write_csv(rows.where(pyarrow.dataset.field("status") != "scored", _BAD), storage.join(output, WITHOUT_SCORE_NAME))
     found = _figures(run, rows, light, worklist, settings.thumbnails)
     threshold = float(run.manifest["threshold"])
     found.report["drift"] = {
@@ -91,7 +93,7 @@ def make_report(settings: ReportSettings) -> dict[str, Any]:
     }
     before = scores_of(reference.rows) if reference else None
     plot = distribution_plot(scores_of(light), before, threshold, f"model {run.model_id}, run {run.run_id}")
-    pictures = dict(zip(found.shown, thumbnails(list(found.shown), list(found.shown.values())), strict=True))
+    pictures = dict(zip(found.shown, thumbnails(list(found.shown.values())), strict=True))
     page = screening_page(found.report, plot, pictures, storage.join(output, WORKLIST_NAME), settings.thumbnails)
     storage.write_json(storage.join(output, FIGURES_NAME), found.report)
     storage.write_bytes(storage.join(output, PAGE_NAME), page.encode())
@@ -222,16 +224,16 @@ def _worklist(rows: RunRows) -> pa.Table:
     return pa.table({**columns, "flags": names}).sort_by(order)
 
 
-def _write_csv(worklist: pa.Table, uri: str) -> None:
-    """The worklist for a spreadsheet; a text that it would take for a formula gets an apostrophe before it."""
-    texts = {
-        name: pa.compute.replace_substring_regex(worklist[name], pattern=_FORMULA, replacement=r"'\1")
-        for name in worklist.column_names
-        if name != "malignancy_score"
+def _write_csv(photos: pa.Table, uri: str) -> None:
+    """A table for a spreadsheet; a text that it would take for a formula gets an apostrophe before it."""
+    columns = {
+        field.name: pa.compute.replace_substring_regex(photos[field.name], pattern=_FORMULA, replacement=r"'\1")
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        else photos[field.name]
+        for field in photos.schema
     }
-    table = pa.table({name: texts.get(name, worklist[name]) for name in worklist.column_names})
     with storage.writing(uri) as file:
-        pyarrow.csv.write_csv(table, file)
+        pyarrow.csv.write_csv(pa.table(columns), file)
 
 
 def _patients(rows: RunRows, light: pd.DataFrame, shown: dict[str, str] | None) -> dict[str, Any] | None:
@@ -262,7 +264,7 @@ def _without_score(rows: RunRows, light: pd.DataFrame, shown: dict[str, str] | N
     photos = rows.take(first["place"].to_numpy(), ("image_id", "image_uri", "error_detail")).astype(object)
     photos = photos.where(photos.notna(), "").assign(status=first["status"].to_numpy(), code=first["code"].to_numpy())
     if shown is not None:
-        refused = photos[(photos["status"] == "refused") & (photos["code"] != _NEVER_SHOWN)]
+        refused = photos[photos["status"] == "refused"]
         for image_id, uri in zip(refused["image_id"], refused["image_uri"], strict=True):
             shown.setdefault(image_id, uri)
     listed: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)

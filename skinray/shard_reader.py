@@ -33,8 +33,9 @@ _TEXT_COLUMNS = ("label", "patient_id", "lesion_id", "sex", "site")
 # Neighbours in a tar shard are read in one piece when no more than this lies between them for each byte that is wanted.
 _MOST_SPAN = 1.5
 _HEADER_BYTES = 1 << 16
-# Photos of their own files, or of a tar shard, that are read in one go.
-_AT_ONCE = 512
+# What is read in one go of files of their own, or of a tar shard: a task on each core holds so much beside the decoded photos.
+BYTES_AT_ONCE = 64 << 20
+_BYTES_OF_UNKNOWN = 8 << 20
 # A row group may be as large as its file, which is what pyarrow writes unless told otherwise: it is read in pieces.
 _ROWS_OF_A_GROUP = 32
 _BUFFER_BYTES = 8 << 20
@@ -215,8 +216,8 @@ def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Excep
     for shard, group in itertools.groupby(photos, key=lambda photo: photo["shard"]):
         rows = list(group)
         if not is_parquet(shard):
-            for start in range(0, len(rows), _AT_ONCE):
-                yield from _read_at_once(shard, rows[start : start + _AT_ONCE])
+            for some in _at_once(rows):
+                yield from _read_at_once(shard, some)
             continue
         read = 0
         try:
@@ -231,6 +232,17 @@ def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Excep
 def is_parquet(uri: str) -> bool:
     """True for the URI of a Parquet file."""
     return posixpath.splitext(uri)[1].lower() in PARQUET_SUFFIXES
+
+
+def _at_once(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """Photos cut into pieces of no more than BYTES_AT_ONCE, or one photo."""
+    start, size = 0, 0
+    for end, row in enumerate(rows):
+        size += row["file_bytes"] or _BYTES_OF_UNKNOWN
+        if size > BYTES_AT_ONCE and end > start:
+            yield rows[start:end]
+            start, size = end, row["file_bytes"] or _BYTES_OF_UNKNOWN
+    yield rows[start:]
 
 
 def _read_at_once(shard: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[bytes | Exception]:
@@ -265,7 +277,8 @@ def _read_tar(shard: str, rows: Sequence[Mapping[str, Any]]) -> list[bytes | Exc
     wanted = sum(row["file_bytes"] for row in rows)
     if end - start <= _MOST_SPAN * wanted + _HEADER_BYTES:
         data = storage.read_range(shard, start, end)
-        return [data[row["position"] - start :][: row["file_bytes"]] for row in rows]
+        places = [row["position"] - start for row in rows]
+        return [data[place : place + row["file_bytes"]] for place, row in zip(places, rows, strict=True)]
     return [storage.read_range(shard, row["position"], row["position"] + row["file_bytes"]) for row in rows]
 
 

@@ -4,78 +4,69 @@ A photo that is gone, or that cannot be decoded, has no picture: a page about ph
 """
 
 import base64
+import contextlib
 import io
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from PIL import Image
 
-from skinray import storage
+from skinray import file_listing
 from skinray.errors import ImageError, SkinrayError
 from skinray.images import Photo, Preprocessing, decode_photo
+from skinray.shard_reader import list_shard, read_contents
 
 # The longer side.
 THUMBNAIL_PX = 160
 _DECODED = Preprocessing(image_size_px=192)
 _QUALITY = 80
-# Photos held at a time, as they are stored: one of a slide scanner may have a hundred megabytes.
-_HELD = 8
+_IN_SHARD = re.compile(r"(.+?\.(?:tar|parquet|pq))#", re.IGNORECASE)
 
 
-def thumbnails(image_ids: Sequence[str], image_uris: Sequence[str]) -> list[str]:
+def thumbnails(image_uris: Sequence[str]) -> list[str]:
     """A small picture of each photo.
 
     Args:
-        image_ids: [N].
-        image_uris: [N], files, or `shard#image_id` for a photo of a prepared data set.
+        image_uris: [N], as prediction rows have them: files, or `SHARD#NAME`.
 
     Returns:
         N data: URIs of JPEGs of at most THUMBNAIL_PX, in the photo's own proportions and without any metadata; "" for a photo
         that cannot be shown.
     """
-    found = dict.fromkeys(range(len(image_ids)), "")
-    files: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    shards: dict[str, dict[str, int]] = defaultdict(dict)
-    for place, (image_id, uri) in enumerate(zip(image_ids, image_uris, strict=True)):
-        shard = uri.removesuffix(f"#{image_id}")
-        if shard != uri and shard.endswith(".parquet"):
-            shards[shard].setdefault(image_id, place)
-        elif uri:
-            files[uri.partition("://")[0] if storage.is_remote(uri) else ""].append((place, uri))
-    for of_store in files.values():
-        for start in range(0, len(of_store), _HELD):
-            places, uris = zip(*of_store[start : start + _HELD], strict=True)
-            found |= dict(zip(places, map(_thumbnail, _read(list(uris))), strict=True))
-    for shard, wanted in shards.items():
-        for image_id, data in _read_shard(shard, wanted).items():
-            found[wanted[image_id]] = _thumbnail(data)
-    return [found[place] for place in range(len(image_ids))]
+    shards: dict[str, set[str]] = defaultdict(set)
+    found: dict[str, str] = {}
+    for uri in image_uris:
+        if shard := _IN_SHARD.match(uri):
+            shards[shard[1]].add(uri)
+        elif uri and uri not in found:
+            found |= _shown([{"image_uri": uri, "shard": "", "file_bytes": None}])
+    for shard_uri, wanted in shards.items():
+        found |= _shown(_rows_of_shard(shard_uri, wanted))
+    return [found.get(uri, "") for uri in image_uris]
 
 
-def _read(uris: list[str]) -> Sequence[bytes | Exception]:
+def _rows_of_shard(uri: str, wanted: set[str]) -> Sequence[Mapping[str, Any]]:
+    """Where photos lie in a shard; those that are not there any more are missing."""
     try:
-        return storage.read_many(uris)
-    except SkinrayError as error:
-        return [error] * len(uris)
+        listed = list_shard(uri, "", file_listing.entry_of(uri).version)
+    except SkinrayError:
+        return []
+    chosen = pc.is_in(listed["image_uri"], pa.array(sorted(wanted), pa.string()))
+    rows: list[dict[str, Any]] = listed.filter(pc.and_(chosen, pc.greater_equal(listed["position"], 0))).to_pylist()
+    return rows
 
 
-def _read_shard(uri: str, wanted: dict[str, int]) -> dict[str, bytes]:
-    """The stored bytes of some photos of a shard; what cannot be read is missing."""
-    found: dict[str, bytes] = {}
-    try:
-        with pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri)) as file:
-            for group in range(file.num_row_groups):
-                ids = file.read_row_group(group, columns=["image_id"])["image_id"].to_pylist()
-                rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
-                if rows:
-                    data = file.read_row_group(group, columns=["image_bytes"])["image_bytes"].take(rows).to_pylist()
-                    found |= dict(zip((ids[row] for row in rows), data, strict=True))
-    except (OSError, KeyError, pa.ArrowException, SkinrayError):
-        pass
+def _shown(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    found = {}
+    with contextlib.suppress(SkinrayError):  # of a store that nobody knows
+        for row, data in zip(rows, read_contents(rows), strict=True):
+            found[row["image_uri"]] = _thumbnail(data)
     return found
 
 

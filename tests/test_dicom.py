@@ -355,6 +355,12 @@ def test_values_that_are_no_such_values_are_left_out() -> None:
     assert read_dicom(dicom(rgb(), BurnedInAnnotation="YES")).tags.burned_in
 
 
+def test_a_photo_with_text_in_it_is_not_decoded() -> None:
+    with pytest.raises(ImageError, match="identifying text") as refused:
+        decode_photo(dicom(rgb(), BurnedInAnnotation="YES"), Preprocessing())
+    assert refused.value.code == "burned_in"
+
+
 def test_pseudonyms_group_photos_and_show_no_id() -> None:
     one, same, other = (read_dicom(dicom(rgb(), PatientID=name)).tags.patient_pseudonym for name in ("A1", "A1 ", "A2"))
     assert one == same != other

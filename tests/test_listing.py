@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,25 @@ def test_a_tar_that_ends_early_gives_what_it_has_and_says_that_it_ends(tmp_path:
         assert lost
         assert found["a.tar"] == "corrupt_shard", "the loss is a row"
     assert len(lost) <= 20 * (1 - share) + 1
+
+
+@pytest.mark.parametrize("kind", ["loose", "tar"])
+def test_large_photos_are_not_read_many_at_once(tmp_path: Path, kind: str) -> None:
+    photos = {f"photo {number:02d}.jpg": bytes([number]) * (6 << 20) for number in range(24)}
+    if kind == "tar":
+        stored(str(tmp_path), "night.tar", tar_of(photos))
+    else:
+        for name, data in photos.items():
+            stored(str(tmp_path), name, data)
+    rows = list_photos(str(tmp_path), 32, "path").photos.to_pylist()
+    want = list(photos.values())
+    photos.clear()
+    tracemalloc.start()
+    for place, data in enumerate(read_contents(rows)):
+        assert data == want[place]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 150e6 < len(want) * (6 << 20)
 
 
 def test_a_row_group_of_any_size_is_never_held_whole(tmp_path: Path) -> None:

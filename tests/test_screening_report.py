@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ THRESHOLD = 0.5
 BAD = {
     3: ("failed", "truncated", "ends early"),
     4: ("refused", "not_skin", "shows a door"),
-    5: ("refused", "burned_in", "a name"),
+    5: ("failed", "burned_in", "a name"),
 }
 
 
@@ -111,7 +112,7 @@ def test_the_figures_are_those_of_the_rows(tmp_path: Path) -> None:
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
     flagged = int(rows["flagged"].sum())
     assert report["counts"] == {
-        "listed": 200, "scored": 197, "refused": 2, "failed": 1, "flagged": flagged, "resumed": 0, "skipped": 7
+        "listed": 200, "scored": 197, "refused": 1, "failed": 2, "flagged": flagged, "resumed": 0, "skipped": 7
     }  # fmt: skip
     assert report["flagged_share"]["value"] == flagged / 197
     by_name = {(group["attribute"], group["name"]): group for group in report["groups"]}
@@ -144,6 +145,24 @@ def test_the_worklist_has_every_flagged_photo_the_highest_first(tmp_path: Path) 
     assert worklist[1]["flags"] == "blurred; marked"
     assert worklist[1]["patient_id"] == "p1"
     assert [row["image_id"] for row in report["worklist"]["listed"][:2]] == list(rows.loc[[20, 10], "image_id"])
+
+
+def test_every_photo_without_a_score_is_in_a_table(tmp_path: Path) -> None:
+    rows = run_rows(100)
+    rows.loc[20:39, ["status", "error_code", "error_detail"]] = ["refused", "not_skin", "=1+1"]
+    rows.loc[20:39, ["malignancy_score", "flagged"]] = [np.nan, pd.NA]
+    report_of(published(tmp_path / "runs", rows), tmp_path / "out")
+    with (tmp_path / "out" / "without_score.csv").open(newline="") as file:
+        bad = list(csv.DictReader(file))
+    assert [row["image_id"] for row in bad] == rows["image_id"][rows["status"] != "scored"].tolist()
+    assert bad[-1] == {
+        "image_id": "visit/photo0039.jpg",
+        "image_uri": "/nowhere/photo0039.jpg",
+        "status": "refused",
+        "error_code": "not_skin",
+        "error_detail": "'=1+1",
+    }
+    assert "more, in without_score.csv" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_patients_stand_by_their_highest_score_with_the_lesion_that_differs(tmp_path: Path) -> None:
@@ -255,16 +274,19 @@ def test_pictures_are_shown_where_they_can_be(tmp_path: Path, drawn_photos: Path
         13: ("no photo", str(text)),
         14: ("elsewhere", "ftp://host/photo.jpg"),
         15: ("no shard", f"{tmp_path}/none.parquet#no shard"),
+        16: ("of a tar", f"{tmp_path}/night.TAR#visit/of a tar.png"),
     }
+    with tarfile.open(tmp_path / "night.TAR", "w") as archive:
+        archive.add(real[0], "visit/of a tar.png")
     for place, (image_id, uri) in shown.items():
         rows.loc[place, ["image_id", "image_uri"]] = [image_id, uri]
         rows.loc[place, ["malignancy_score", "flagged"]] = [np.float32(0.95), True]
     rows.loc[4, "image_uri"] = str(real[2])  # refused: shown
-    rows.loc[5, "image_uri"] = str(real[3])  # refused for a name in the picture: never shown
+    rows.loc[5, "image_uri"] = str(real[3])  # failed for a name in the picture: never shown
     run = published(tmp_path / "runs", rows)
-    report_of(run, tmp_path / "out", thumbnails=6)
+    report_of(run, tmp_path / "out", thumbnails=7)
     html = (tmp_path / "out" / "report.html").read_text()
-    assert html.count("data:image/jpeg;base64,") == 3
+    assert html.count("data:image/jpeg;base64,") == 4
     assert html.count("cannot be shown") == 4
     report_of(run, tmp_path / "none", thumbnails=0)
     assert "data:image/jpeg" not in (tmp_path / "none" / "report.html").read_text()
