@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from skinray.training import TrainedModel
     from skinray.training_config import TrainSettings
     from tests.faulty_s3 import FaultyProxy
+
+# How long an example takes depends on what else the machine does, which is the other half of the tests.
+hypothesis.settings.register_profile("shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")
