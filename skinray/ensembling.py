@@ -85,9 +85,11 @@ def make_ensemble(settings: EnsembleSettings) -> Ensembled:
     models = [member.load_model() for member in members]
     model = averaged([flipped(each) for each in models] if settings.flips else models)
     first = members[0]
+    networks = [str(member.metadata["network"]) for member in members]
     metadata = {
         **{name: first.metadata[name] for name in _shared_names(first)},
-        "ensemble": {"members": [member.model_id for member in members], "flips": settings.flips},
+        "network": " + ".join(dict.fromkeys(networks)),
+        "ensemble": {"members": [member.model_id for member in members], "networks": networks, "flips": settings.flips},
     }
     draft_uri = storage.join(settings.output, "draft")
     # With a member's thresholds until it has its own: they take no part in what is scored.
@@ -130,7 +132,7 @@ def _gain(member: Bundle, rows: pd.DataFrame, positive: npt.NDArray[np.bool_], l
 
 def _shared_names(bundle: Bundle) -> list[str]:
     """What an ensemble takes over from a member: all that is true of each, because they come from the same data."""
-    own = {"schema_version", "validation", "gap", "calibration", "ensemble", "clinical"}
+    own = {"schema_version", "network", "validation", "gap", "calibration", "ensemble", "clinical"}
     return [name for name in bundle.metadata if name not in own]
 
 

@@ -144,6 +144,7 @@ def _cross_validate(settings: CrossValidateSettings) -> int:
         print(f"{name:<18} {each['mean']:.3f}, 95 % interval {each['low']:.3f} to {each['high']:.3f}; by fold {by_fold}")
     low, high = found.pooled["roc_auc_interval"]
     print(f"all unseen photos  ROC-AUC {found.pooled['roc_auc']:.3f}, 95 % interval {low:.3f} to {high:.3f} (drawn by lesion)")
+    print("                   each model's epoch was chosen on the photos of its fold, so these figures are optimistic")
     print(f"model_id           {found.model_id}, the mean of {len(found.folds)} models")
     print(f"bundle             {found.bundle_uri}")
     return 0
