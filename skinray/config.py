@@ -65,7 +65,8 @@ class CatalogSettings(VerbSettings):
 
     csv: CsvSettings = CsvSettings()
     labels: dict[str, str] = Field(default_factory=dict)
-    """The data set's own labels -> diagnosis codes, for those that skinray does not know."""
+    """The data set's own labels -> diagnosis codes, for those that skinray does not know: --labels naevus nv "bowen's" akiec, in
+    place of the file's."""
 
 
 class PrepareSettings(CatalogSettings):
@@ -81,7 +82,8 @@ class PrepareSettings(CatalogSettings):
     target: TargetName = "binary"
     """What a model is to tell apart: binary (malignant or benign), ham7, isic8, isic9 (those data sets' diagnoses) or own."""
     classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """For --target own: class -> the diagnoses (or labels of the source) that belong to it."""
+    """For --target own: class -> the diagnoses (or labels of the source) that belong to it: --classes melanoma mel other nv,bkl,
+    in place of the file's."""
     malignant_classes: tuple[str, ...] = ()
     """For --target own: the classes whose probabilities add up to the malignancy score."""
     drop_unknown: bool = False
