@@ -168,7 +168,8 @@ class EvaluateSettings(ClassifySettings):
     output: str
     """Folder or s3:// prefix to write to; must not exist."""
     split: SplitName | Literal["all"] = "test"
-    """Which part of the data set to score; all for a data set that nothing was trained on."""
+    """Which part of the data set to score; all for a data set that nothing was trained on. Of the bundle's own data, what is not
+    test needs --allow-leaks: it was trained or chosen on that."""
     external: str | None = None
     """Folder that evaluate wrote for the same bundle on its own test split: this data set may then have other classes, malignant
     and benign are compared, and the gap between the two is told first."""

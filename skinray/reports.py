@@ -126,6 +126,14 @@ def _evaluation_in_card(metrics: Mapping[str, Any]) -> list[str]:
         f"Model {metrics['model_id']} on the {metrics['split']} split of {metrics['dataset']}: {metrics['photos']:,} photos, "
         f"{metrics['malignant_photos']:,} malignant. Intervals hold 95 % and are drawn by {metrics['clusters']['by']}.",
         "",
+        *(
+            line
+            for what, count in (metrics["overlap_with_training"] or {}).items()
+            for line in (
+                f"**{count:,} {what} were trained on, or the model was chosen on them: these figures are too high.**",
+                "",
+            )
+        ),
         "| figure | value |",
         "| --- | --- |",
         *(f"| {words} | {told(metrics['figures'][name])} |" for name, words in named.items() if name in metrics["figures"]),

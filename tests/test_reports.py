@@ -210,6 +210,9 @@ def test_the_card_of_an_evaluated_bundle_says_what_was_measured() -> None:
     assert row in card.splitlines()
     assert "- sex female: ROC-AUC 0.500" in card
     assert "## Evaluation" not in model_card(metadata(("benign", "malignant")), POINTS)
+    assert "too high" not in card
+    seen = model_card(metadata(("benign", "malignant")), POINTS, metrics | {"overlap_with_training": {"photos": 1402}})
+    assert "**1,402 photos were trained on, or the model was chosen on them: these figures are too high.**" in seen
 
 
 def test_the_card_begins_with_the_hubs_front_matter() -> None:
