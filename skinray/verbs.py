@@ -265,13 +265,14 @@ def _compare_dry(settings: CompareSettings) -> list[str]:
 
 def _evaluate_dry(settings: EvaluateSettings) -> list[str]:
     from skinray.bundle import load_bundle
-    from skinray.evaluation import check_comparable, splits_of
+    from skinray.evaluation import check_comparable, read_own_gate, splits_of
     from skinray.firewall import check_no_leaks
     from skinray.shards import open_dataset
 
     bundle, dataset = load_bundle(settings.bundle), open_dataset(settings.data)
     check_no_leaks(dataset, settings.allow_leaks)
     check_comparable(bundle, dataset, settings)
+    read_own_gate(settings, bundle)
     photos = sum(dataset.rows(split) for split in splits_of(settings))
     return [f"model {bundle.model_id} on {photos:,} photos of {settings.split}, to {settings.output}"]
 
