@@ -28,6 +28,7 @@ from skinray.operating_points import choose_operating_points
 from skinray.reports import model_card
 from skinray.scoring_pipeline import write_predictions
 from skinray.shards import PreparedDataset, open_dataset
+from skinray.splits import lesion_names, names
 from skinray.training_export import VALIDATION_NAME, lesions_or_photos, read_validation_predictions
 
 
@@ -161,4 +162,5 @@ def _validated(bundle: Bundle, dataset: PreparedDataset, settings: EnsembleSetti
     rows = read_rows(predictions_uri, [file["path"] for file in files])
     columns = ["image_id", "lesion_id", "label", *(f"prob_{code}" for code in bundle.labels.codes), "malignancy_score"]
     scored = rows[rows["status"] == "scored"]
-    return scored.assign(lesion_id=scored["lesion_id"].fillna(""))[columns]
+    lesions = lesion_names(names(scored["lesion_id"]), names(scored["patient_id"]))
+    return scored.assign(lesion_id=[lesion or "" for lesion in lesions])[columns]

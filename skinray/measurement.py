@@ -14,6 +14,7 @@ from skinray.counts import CalibrationCounts, ClassCounts, Measure, ScoreCounts,
 from skinray.groups import GROUPS, Group, attributes_of, group_measures, in_short, judged_groups
 from skinray.intervals import Clusters, Resampled, resample
 from skinray.metrics import confusion_matrix
+from skinray.patients import lesions_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -161,8 +162,7 @@ def clusters_of(rows: pd.DataFrame) -> tuple[str, npt.NDArray[np.str_]]:
     patients = rows["patient_id"]
     if patients.notna().all() and (patients != "").all():
         return "patient", patients.to_numpy(str)
-    known = rows["group"].where(rows["group"].notna() & (rows["group"] != ""), rows["lesion_id"])
-    known = known.where(known.notna() & (known != ""), "photo " + rows["image_id"])
+    known = rows["group"].where(rows["group"].notna() & (rows["group"] != ""), lesions_of(rows))
     return "patient, lesion or picture", known.to_numpy(str)
 
 

@@ -115,6 +115,8 @@ def test_patients_are_drawn_where_all_are_known_else_what_was_kept_together() ->
     assert clusters_of(rows)[1].tolist()[:2] == ["lesion0", "group0"]
     rows.loc[0, "lesion_id"] = None
     assert clusters_of(rows)[1].tolist()[:2] == ["photo photo0", "group0"]
+    numbered_anew = rows.assign(group=None, lesion_id="1", patient_id=[None, None, *"aaabbb"])
+    assert clusters_of(numbered_anew)[1].tolist() == ["1", "1", *["1 of a"] * 3, *["1 of b"] * 3]
     rows["patient_id"] = "somebody"
     assert clusters_of(rows)[0] == "patient"
     assert set(clusters_of(rows)[1]) == {"somebody"}
