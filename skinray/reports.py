@@ -35,8 +35,8 @@ def _thresholds_in_words(metadata: Mapping[str, Any]) -> list[str]:
     if "cross_validation" not in metadata.get("ensemble", {}):
         return []
     return [
-        "The thresholds, and what they gave, are of the scores of the single models. Their mean scores somewhat otherwise, so no "
-        "threshold is given that promises a miss rate.",
+        "The thresholds, and what they gave, are of the scores of the single models. Their mean scores somewhat otherwise: no "
+        "threshold can promise its miss rate.",
         "",
     ]
 

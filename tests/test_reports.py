@@ -184,7 +184,7 @@ def test_the_card_of_an_ensemble_says_what_was_averaged_and_on_what_it_was_chose
     assert "(the mean of one model over a photo and its mirror images; each one's epoch was chosen" in flipped
     folds = said(members=["a", "b"], cross_validation={})
     assert "of 2 models, one a fold, each on the photos that it had not learnt from; each one's epoch was chosen on them" in folds
-    promise = "no threshold is given that promises a miss rate"
+    promise = "no threshold can promise its miss rate"
     assert (promise in folds, promise in pair, "one a fold" in pair + flipped) == (True, False, False)
 
 
