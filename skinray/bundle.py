@@ -123,6 +123,12 @@ class Bundle:
         """True when the model looks at age, sex and site too."""
         return self.metadata.get("clinical") is not None
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks in the model, each once: one, unless it averages models of several."""
+        each = self.metadata.get("ensemble", {}).get("networks", [self.metadata.get("network")])
+        return tuple(dict.fromkeys(map(str, each)))
+
     def load_model(self) -> "keras.Model":
         """The Keras model: uint8 [N, size, size, 3] -> float32 [N, C], not compiled for training.
 

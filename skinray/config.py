@@ -65,7 +65,8 @@ class CatalogSettings(VerbSettings):
 
     csv: CsvSettings = CsvSettings()
     labels: dict[str, str] = Field(default_factory=dict)
-    """The data set's own labels -> diagnosis codes, for those that skinray does not know."""
+    """The data set's own labels -> diagnosis codes, for those that skinray does not know: --labels naevus nv "bowen's" akiec, in
+    place of the file's."""
 
 
 class PrepareSettings(CatalogSettings):
@@ -81,7 +82,8 @@ class PrepareSettings(CatalogSettings):
     target: TargetName = "binary"
     """What a model is to tell apart: binary (malignant or benign), ham7, isic8, isic9 (those data sets' diagnoses) or own."""
     classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """For --target own: class -> the diagnoses (or labels of the source) that belong to it."""
+    """For --target own: class -> the diagnoses (or labels of the source) that belong to it: --classes melanoma mel other nv,bkl,
+    in place of the file's."""
     malignant_classes: tuple[str, ...] = ()
     """For --target own: the classes whose probabilities add up to the malignancy score."""
     drop_unknown: bool = False
@@ -166,7 +168,8 @@ class EvaluateSettings(ClassifySettings):
     output: str
     """Folder or s3:// prefix to write to; must not exist."""
     split: SplitName | Literal["all"] = "test"
-    """Which part of the data set to score; all for a data set that nothing was trained on."""
+    """Which part of the data set to score; all for a data set that nothing was trained on. Of the bundle's own data, what is not
+    test needs --allow-leaks: it was trained or chosen on that."""
     external: str | None = None
     """Folder that evaluate wrote for the same bundle on its own test split: this data set may then have other classes, malignant
     and benign are compared, and the gap between the two is told first."""

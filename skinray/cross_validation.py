@@ -165,8 +165,9 @@ def _save_ensemble(
 
     manifest = dataset.manifest
     positive, scores = _positive_and_scores(unseen, list(manifest.malignant))
-    # Thresholds of single models on photos that they had not seen; the mean of several models is a little more certain.
-    points = choose_operating_points(positive, scores, _lesions(unseen), "the folds' validation")
+    # Thresholds of single models on photos that they had not seen; the mean of several models is a little more certain, and
+    # what was shown for their scores is not shown for its.
+    points = choose_operating_points(positive, scores, _lesions(unseen), "the folds' validation", own_scores=False)
     metadata = bundle_metadata(settings, dataset) | {
         "validation": {"photos": len(unseen), "roc_auc": found.pooled["roc_auc"], "epoch": None},
         "ensemble": {"members": [run.model_id for run in runs], "cross_validation": found.summary},

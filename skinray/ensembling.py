@@ -28,6 +28,7 @@ from skinray.operating_points import choose_operating_points
 from skinray.reports import model_card
 from skinray.scoring_pipeline import write_predictions
 from skinray.shards import PreparedDataset, open_dataset
+from skinray.splits import lesion_names, names
 from skinray.training_export import VALIDATION_NAME, lesions_or_photos, read_validation_predictions
 
 
@@ -85,9 +86,11 @@ def make_ensemble(settings: EnsembleSettings) -> Ensembled:
     models = [member.load_model() for member in members]
     model = averaged([flipped(each) for each in models] if settings.flips else models)
     first = members[0]
+    networks = [str(member.metadata["network"]) for member in members]
     metadata = {
         **{name: first.metadata[name] for name in _shared_names(first)},
-        "ensemble": {"members": [member.model_id for member in members], "flips": settings.flips},
+        "network": " + ".join(dict.fromkeys(networks)),
+        "ensemble": {"members": [member.model_id for member in members], "networks": networks, "flips": settings.flips},
     }
     draft_uri = storage.join(settings.output, "draft")
     # With a member's thresholds until it has its own: they take no part in what is scored.
@@ -130,7 +133,7 @@ def _gain(member: Bundle, rows: pd.DataFrame, positive: npt.NDArray[np.bool_], l
 
 def _shared_names(bundle: Bundle) -> list[str]:
     """What an ensemble takes over from a member: all that is true of each, because they come from the same data."""
-    own = {"schema_version", "validation", "gap", "calibration", "ensemble", "clinical"}
+    own = {"schema_version", "network", "validation", "gap", "calibration", "ensemble", "clinical"}
     return [name for name in bundle.metadata if name not in own]
 
 
@@ -159,4 +162,5 @@ def _validated(bundle: Bundle, dataset: PreparedDataset, settings: EnsembleSetti
     rows = read_rows(predictions_uri, [file["path"] for file in files])
     columns = ["image_id", "lesion_id", "label", *(f"prob_{code}" for code in bundle.labels.codes), "malignancy_score"]
     scored = rows[rows["status"] == "scored"]
-    return scored.assign(lesion_id=scored["lesion_id"].fillna(""))[columns]
+    lesions = lesion_names(names(scored["lesion_id"]), names(scored["patient_id"]))
+    return scored.assign(lesion_id=[lesion or "" for lesion in lesions])[columns]

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 from skinray import storage
 from skinray.block_files import drop_blocks
 from skinray.bundle import Bundle, Labels, calibration_of, load_bundle
-from skinray.calibration import at_prevalence
+from skinray.calibration import Calibration, at_prevalence
 from skinray.config import SPLITS, EvaluateSettings, SplitName
 from skinray.errors import ConfigError, DatasetError
 from skinray.evaluation_report import write_report
 from skinray.firewall import check_no_leaks, check_no_overlap, find_overlap
-from skinray.gate import failures, read_gate
+from skinray.gate import Gate, failures, read_gate
 from skinray.listing import list_dataset
-from skinray.measurement import measure_predictions
+from skinray.measurement import measure_predictions, named_figures
 from skinray.patients import broken_promises, lesion_table, measure_lesions
 from skinray.provenance import code_commit
 from skinray.reports import NOT_A_DEVICE
@@ -37,6 +37,8 @@ from skinray.shards import PreparedDataset, open_dataset, read_photos
 METRICS_NAME = "metrics.json"
 JUDGED_NAME = "judged.parquet"
 LESIONS_NAME = "lesions.parquet"
+# What every data set's labels have in common.
+_MALIGNANT_OR_BENIGN = Labels(codes=("benign", "malignant"), malignant=("malignant",))
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
@@ -50,13 +52,13 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 
     Raises:
         BundleError: The bundle does not verify.
-        ConfigError: The bundle and the data set do not tell the same classes apart.
+        ConfigError: The bundle and the data set do not tell the same classes apart, or a gate names a figure that there is not.
         DatasetError: The split has only malignant or only benign photos.
         LeakError: The data set has leaks, or shares photos with the training data, and that was not allowed.
         OutputExistsError: The output is already there.
     """
-    gate = read_gate(settings.gate) if settings.gate else None  # before hours of scoring
     bundle = load_bundle(settings.bundle)
+    gate = read_own_gate(settings, bundle)
     internal = _internal_metrics(settings, bundle)
     dataset = open_dataset(settings.data)
     check_no_leaks(dataset, settings.allow_leaks)
@@ -73,9 +75,9 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     drop_blocks(predictions_uri)
     scored = rows[(rows["status"] == "scored") & ~rows["image_id"].isin(left_out)]
     judged = _described(scored.reset_index(drop=True), dataset)
-    labels = bundle.labels
+    labels, calibration, frequencies = _measured_as(bundle, settings)
     if settings.external:
-        judged, labels = _malignant_or_benign(judged)
+        judged = _malignant_or_benign(judged)
     calibrated_at = _malignant_share(bundle)
     for prevalence in settings.prevalence:
         judged[f"malignancy_score_at_{prevalence:g}"] = at_prevalence(
@@ -86,15 +88,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         "overlap_with_training": None if overlap is None else {} if settings.leave_out_overlap else overlap.counts,
         "left_out_for_overlap": len(left_out),
     }
-    own_classes = labels == bundle.labels
     metrics |= measure_predictions(
-        judged,
-        labels,
-        bundle.operating_points,
-        calibration_of(bundle) if own_classes else None,
-        bundle.metadata["dataset"]["split_classes"]["train"] if own_classes else None,
-        settings.prevalence,
-        calibrated_at,
+        judged, labels, bundle.operating_points, calibration, frequencies, settings.prevalence, calibrated_at
     )
     metrics["lesions"] = measure_lesions(lesions, bundle.operating_points)
     metrics["warnings"] += broken_promises(metrics["lesions"])
@@ -108,6 +103,28 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         output, {"kind": "skinray-evaluation", "schema_version": 1, "model_id": bundle.model_id, "settings": settings.recorded()}
     )
     return metrics
+
+
+def read_own_gate(settings: EvaluateSettings, bundle: Bundle) -> Gate | None:
+    """The limits that were asked for, of figures that the evaluation will have; None without any.
+
+    Raises:
+        ConfigError: There are no such limits, or no such figures.
+    """
+    if settings.gate is None:
+        return None
+    gate = read_gate(settings.gate)
+    labels, calibration, frequencies = _measured_as(bundle, settings)
+    failures(gate, named_figures(labels, bundle.operating_points, calibration, frequencies))
+    return gate
+
+
+def _measured_as(bundle: Bundle, settings: EvaluateSettings) -> tuple[Labels, Calibration | None, dict[str, float] | None]:
+    """What is told apart; where that is what the bundle was trained for, also its calibration and the classes' frequencies."""
+    labels = _MALIGNANT_OR_BENIGN if settings.external else bundle.labels
+    if labels != bundle.labels:
+        return labels, None, None
+    return labels, calibration_of(bundle), bundle.metadata["dataset"]["split_classes"]["train"]
 
 
 def read_rows(uri: str, paths: list[str]) -> pd.DataFrame:
@@ -153,13 +170,12 @@ def _internal_metrics(settings: EvaluateSettings, bundle: Bundle) -> dict[str, A
     return metrics
 
 
-def _malignant_or_benign(judged: pd.DataFrame) -> tuple[pd.DataFrame, Labels]:
-    """The same photos, told apart by malignancy alone: what every data set's labels have in common."""
-    binary = Labels(codes=("benign", "malignant"), malignant=("malignant",))
+def _malignant_or_benign(judged: pd.DataFrame) -> pd.DataFrame:
+    """The same photos, told apart by malignancy alone."""
     scores = judged["malignancy_score"].astype(float)
     return judged.assign(
         label=np.where(judged["malignant"], "malignant", "benign"), prob_malignant=scores, prob_benign=1 - scores
-    ), binary
+    )
 
 
 def _external_gap(metrics: dict[str, Any], internal: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _remarks(metrics: Mapping[str, Any]) -> list[str]:
     for name, where in (("leaks", "the data set"), ("leaks_in_training", "what it was trained on")):
         remarks += [f"{where} leaks: {words}; every figure here is too high" for words in leaks_in_words(metrics[name])]
     for what, count in (metrics["overlap_with_training"] or {}).items():
-        remarks.append(f"{count:,} {what} were trained on; every figure here is too high")
+        remarks.append(f"{count:,} {what} were trained on, or the model was chosen on them; every figure here is too high")
     if metrics["overlap_with_training"] is None:
         remarks.append("the training data is not there any more: overlap with it could not be looked for")
     if metrics["left_out_for_overlap"]:

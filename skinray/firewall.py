@@ -62,12 +62,10 @@ def find_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName | Li
     """
     trained_sha256 = bundle.metadata.get("dataset", {}).get("sha256")
     if trained_sha256 == dataset.sha256:
-        # Its own splits; `check_no_leaks` knows about them.
-        if split != "all":
-            return Overlap({}, frozenset())
+        # Its own splits: `check_no_leaks` knows what crosses them.
         photos = read_photos(dataset)
-        learnt = frozenset(photos["image_id"][photos["split"] != "test"])
-        return Overlap({"photos": len(learnt)}, learnt)
+        learnt = frozenset(photos["image_id"][_measured(photos, split) & (photos["split"] != "test")])
+        return Overlap({"photos": len(learnt)} if learnt else {}, learnt)
     try:
         trained_on = open_dataset(bundle.metadata.get("training_settings", {}).get("data", ""))
         # One that has grown since holds what it held, where it was; one of other settings is another one.
@@ -79,7 +77,11 @@ def find_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName | Li
     measured = read_photos(dataset)
     _qualify_ids(seen, trained_on)
     _qualify_ids(measured, dataset)
-    return _overlap(seen[seen["split"] != "test"], measured[(measured["split"] == split) | (split == "all")])
+    return _overlap(seen[seen["split"] != "test"], measured[_measured(measured, split)])
+
+
+def _measured(photos: pd.DataFrame, split: SplitName | Literal["all"]) -> "pd.Series[bool]":
+    return (photos["split"] == split) | (split == "all")
 
 
 def check_no_overlap(
@@ -97,13 +99,20 @@ def check_no_overlap(
     Raises:
         LeakError: There is an overlap, and it was not allowed.
     """
-    if overlap is not None and overlap.counts and not allowed:
-        listed = ", ".join(leaks_in_words(overlap.counts))
+    if overlap is None or not overlap.counts or allowed:
+        return
+    where = f"{'all splits' if split == 'all' else f'the {split} split'} of {dataset.uri}"
+    listed = ", ".join(leaks_in_words(overlap.counts))
+    if bundle.metadata["dataset"]["sha256"] == dataset.sha256:
         raise LeakError(
-            f"{bundle.uri} was trained on data that shares with {'all splits' if split == 'all' else f'the {split} split'} of "
-            f"{dataset.uri}: {listed}; its figures there would be too high. --leave-out-overlap measures on the other photos; "
-            "--allow-leaks on all of them, and says so"
+            f"{where}: {bundle.uri} was trained on {listed} of it, or its epoch, calibration and thresholds were chosen on them; "
+            "its figures there would be too high. --split test measures on what it has not seen; --allow-leaks on these too, and "
+            "says so"
         )
+    raise LeakError(
+        f"{bundle.uri} was trained on data that shares with {where}: {listed}; its figures there would be too high. "
+        "--leave-out-overlap measures on the other photos; --allow-leaks on all of them, and says so"
+    )
 
 
 def _qualify_ids(photos: pd.DataFrame, dataset: PreparedDataset) -> None:

@@ -3,12 +3,13 @@
 import difflib
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from tyro import _errors as tyro_errors  # the hook is not in tyro's public API; the exact version is pinned
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from skinray.config import VerbSettings
 from skinray.errors import ConfigError
@@ -33,11 +34,43 @@ def resolve(settings_type: type[AnySettings], verb: str, arguments: Sequence[str
     path = _config_argument(arguments)
     from_file = _read_yaml(path) if path else {}
     defaults = _partial(settings_type, from_file, path or "")
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_pairs)
     with tyro_errors.on_parse_error(_raise_one_line):
         resolved: AnySettings = tyro.cli(
-            settings_type, default=defaults, args=list(arguments), prog=f"skinray {verb}", description=settings_type.__doc__
+            settings_type,
+            default=defaults,
+            args=list(arguments),
+            prog=f"skinray {verb}",
+            description=settings_type.__doc__,
+            registry=registry,
         )
     return resolved
+
+
+def _pairs(about: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+    """A dictionary is one flag, NAME VALUE NAME VALUE ...; of tuples, each VALUE lists its texts with commas between them.
+
+    tyro itself makes a flag of every key that the default has, which is the file's, and then takes no other key.
+    """
+    if about.type_origin is not dict:
+        return None
+    listed = get_args(about.type)[1] is not str
+
+    def read(words: list[str]) -> dict[str, Any]:
+        if len(words) % 2:
+            raise ValueError(f"takes pairs of NAME and VALUE, {words[-1]!r} has no VALUE")
+        return {name: tuple(text.split(",")) if listed else text for name, text in zip(words[::2], words[1::2], strict=True)}
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME VALUE ...]",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [
+            word for name, text in value.items() for word in (name, ",".join(text) if listed else text)
+        ],
+    )
 
 
 def _config_argument(arguments: Sequence[str]) -> str | None:

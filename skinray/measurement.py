@@ -14,6 +14,7 @@ from skinray.counts import CalibrationCounts, ClassCounts, Measure, ScoreCounts,
 from skinray.groups import GROUPS, Group, attributes_of, group_measures, in_short, judged_groups
 from skinray.intervals import Clusters, Resampled, resample
 from skinray.metrics import confusion_matrix
+from skinray.patients import lesions_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -102,6 +103,22 @@ def measure_predictions(
     }
 
 
+def named_figures(
+    labels: Labels, points: OperatingPoints, calibration: Calibration | None, frequencies: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """What `measure_predictions` will return for such arguments, of stand-ins for photos: names to check before hours of scoring.
+
+    Args:
+        labels, points, calibration, frequencies: As `measure_predictions` takes them.
+    """
+    codes = [*labels.codes, *labels.codes]
+    known = dict.fromkeys(("patient_id", "lesion_id", "group", "sex", "site", "skin_type", "source"))
+    rows = pd.DataFrame({"image_id": [f"stand-in {number}" for number in range(len(codes))], "label": codes, **known})
+    rows = rows.assign(**{f"prob_{code}": 1 / len(labels.codes) for code in labels.codes}, age=np.nan, ita_degrees=np.nan)
+    scores = np.full(len(rows), len(labels.malignant) / len(labels.codes))
+    return measure_predictions(rows.assign(malignancy_score=scores), labels, points, calibration, frequencies, rounds=1)
+
+
 def figures_in_words(metrics: Mapping[str, Any]) -> list[str]:
     """The headline of an evaluation for a person, one line a figure.
 
@@ -145,8 +162,7 @@ def clusters_of(rows: pd.DataFrame) -> tuple[str, npt.NDArray[np.str_]]:
     patients = rows["patient_id"]
     if patients.notna().all() and (patients != "").all():
         return "patient", patients.to_numpy(str)
-    known = rows["group"].where(rows["group"].notna() & (rows["group"] != ""), rows["lesion_id"])
-    known = known.where(known.notna() & (known != ""), "photo " + rows["image_id"])
+    known = rows["group"].where(rows["group"].notna() & (rows["group"] != ""), lesions_of(rows))
     return "patient, lesion or picture", known.to_numpy(str)
 
 

@@ -38,7 +38,12 @@ def threshold_for_miss_rate(scores: npt.NDArray[np.floating[Any]], miss_rate: fl
 
 
 def choose_operating_points(
-    positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64], clusters: npt.NDArray[Any], measured_on: str
+    positive: npt.NDArray[np.bool_],
+    scores: npt.NDArray[np.float64],
+    clusters: npt.NDArray[Any],
+    measured_on: str,
+    *,
+    own_scores: bool = True,
 ) -> OperatingPoints:
     """Thresholds on the malignancy score.
 
@@ -47,16 +52,18 @@ def choose_operating_points(
         scores: float64 [N], 0 to 1, calibrated.
         clusters: [N], the lesion (or patient) of each photo.
         measured_on: Which photos these are.
+        own_scores: They are the model's that the points are for; False: of models like it, whose scores guarantee nothing of its.
 
     Returns:
         sensitivity_95 and specificity_90 (at least that, on these photos), youden (the default), and miss_rate_10: with a
-        guarantee for further lesions of the same kind, where these are enough for one (29 malignant lesions).
+        guarantee for further lesions of the same kind, where the scores are the model's own and these are enough for one
+        (29 malignant lesions).
     """
     # A lesion is missed when a single photo of it is.
     _, lesion = np.unique(clusters[positive], return_inverse=True)
     lowest = np.full(lesion.max() + 1, np.inf)
     np.minimum.at(lowest, lesion, scores[positive])
-    guaranteed = threshold_for_miss_rate(lowest, MISS_RATE, CONFIDENCE)
+    guaranteed = threshold_for_miss_rate(lowest, MISS_RATE, CONFIDENCE) if own_scores else None
     rules = {
         "sensitivity_95": f"at least 95 % sensitivity on {measured_on}",
         "specificity_90": f"at least 90 % specificity on {measured_on}",

@@ -12,6 +12,7 @@ import scipy.stats
 from skinray.bundle import OperatingPoint, OperatingPoints
 from skinray.counts import Measure, ScoreCounts, ThresholdCounts
 from skinray.intervals import Clusters, estimates
+from skinray.splits import lesion_names
 
 # A patient needs so many other lesions before one of them can be an ugly duckling.
 LEAST_OTHERS = 2
@@ -28,11 +29,10 @@ def lesion_table(rows: pd.DataFrame, malignant: tuple[str, ...]) -> pd.DataFrame
         malignant: Labels that are.
 
     Returns:
-        lesion (a photo without a lesion_id stands for one), patient_id, photos, malignant, malignancy_score (the highest of its
-        photos: who flags any of them flags it), lowest_score and ugly_duckling: see `ugly_ducklings`.
+        lesion (see `lesions_of`), patient_id, photos, malignant, malignancy_score (the highest of its photos: who flags any of
+        them flags it), lowest_score and ugly_duckling: see `ugly_ducklings`.
     """
-    known = rows["lesion_id"].where(_known(rows["lesion_id"]), "photo " + rows["image_id"])
-    grouped = rows.assign(lesion=known, malignant=rows["label"].isin(list(malignant))).groupby("lesion", sort=True)
+    grouped = rows.assign(lesion=lesions_of(rows), malignant=rows["label"].isin(list(malignant))).groupby("lesion", sort=True)
     lesions = grouped.agg(
         patient_id=("patient_id", "first"),
         photos=("image_id", "size"),
@@ -42,6 +42,21 @@ def lesion_table(rows: pd.DataFrame, malignant: tuple[str, ...]) -> pd.DataFrame
     ).reset_index()
     lesions["ugly_duckling"] = ugly_ducklings(lesions["patient_id"], lesions["malignancy_score"].to_numpy(np.float64))
     return lesions
+
+
+def lesions_of(rows: pd.DataFrame) -> "pd.Series[str]":
+    """The lesion of each photo, by a name that is its alone: see `skinray.splits.lesion_names`.
+
+    Args:
+        rows: One row a photo: image_id, lesion_id and patient_id (missing where unknown). A photo without a lesion_id stands for
+            a lesion.
+    """
+    lesions, patients = (
+        [str(value) if known else None for value, known in zip(rows[name], _known(rows[name]), strict=True)]
+        for name in ("lesion_id", "patient_id")
+    )
+    named = pd.Series(lesion_names(lesions, patients), rows.index, object)
+    return named.where(named.notna(), "photo " + rows["image_id"])
 
 
 def ugly_ducklings(patients: "pd.Series[Any]", scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

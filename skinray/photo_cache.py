@@ -21,6 +21,7 @@ from skinray.feed import WINDOW_ROWS
 from skinray.images import Preprocessing
 from skinray.photo_blocks import BlockPlan, opened_shard, received_block, start_source
 from skinray.shards import SHARD_SCHEMA, PreparedDataset, ShardFile
+from skinray.splits import lesion_names
 from skinray.telemetry import Progress, say
 
 # Ray begins to write blocks to disk when a store is four fifths full; a fifth is left for the copies of blocks that the
@@ -29,7 +30,9 @@ STORE_SHARE = 0.6
 # Without a cache: the window that the workers are in and the next one, which is as much as they ask for.
 KEPT_ROWS = 2 * WINDOW_ROWS
 
-_DESCRIPTION = pa.schema([SHARD_SCHEMA.field(name) for name in ("image_id", "label", "lesion_id", "age", "sex", "site", "fold")])
+_DESCRIPTION = pa.schema(
+    [SHARD_SCHEMA.field(name) for name in ("image_id", "label", "lesion_id", "patient_id", "age", "sex", "site", "fold")]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,7 @@ class TrainingPhotos:
     Attributes:
         block_rows: Rows of each block.
         image_size_px: Width and height of the decoded photos.
-        image_ids, labels, splits, sex, site, lesion_ids: str [rows], "" where unknown.
+        image_ids, labels, splits, sex, site, lesion_ids: str [rows], "" where unknown; lesions by names that are theirs alone.
         folds: int64 [rows], -1 where there is none.
         age: float64 [rows] in years, NaN where unknown.
         source: Handle of the actor that hands out blocks; they are gone when the last copy of it is.
@@ -102,7 +105,7 @@ def gather_photos(
         age=columns["age"].cast(pa.float64()).fill_null(np.nan).to_numpy(),
         sex=_texts(columns["sex"]),
         site=_texts(columns["site"]),
-        lesion_ids=_texts(columns["lesion_id"]),
+        lesion_ids=np.array(lesion_names(*(_texts(columns[name]).tolist() for name in ("lesion_id", "patient_id"))), np.str_),
         source=start_source(plans, preprocessing, kept_rows=len(columns) if in_memory else KEPT_ROWS),
     )
     if in_memory:

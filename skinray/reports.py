@@ -17,10 +17,28 @@ NOT_A_DEVICE = "Research software, not a medical device. The output is not a dia
 
 
 def _chosen_in_words(metadata: Mapping[str, Any]) -> str:
-    if "ensemble" in metadata:
-        members = len(metadata["ensemble"]["members"])
-        return f"the mean of {members} models, one a fold; each photo was judged by the one that had not seen it"
-    return f"epoch {metadata['validation']['epoch']}, chosen by this figure, which is therefore optimistic"
+    if "ensemble" not in metadata:
+        return f"epoch {metadata['validation']['epoch']}, chosen by this figure, which is therefore optimistic"
+    ensemble = metadata["ensemble"]
+    members = len(ensemble["members"])
+    models = f"{members} models" if members > 1 else "one model"
+    if "cross_validation" in ensemble:
+        return (
+            f"of {models}, one a fold, each on the photos that it had not learnt from; each one's epoch was chosen on them, and "
+            "the figure is therefore optimistic; the bundle is the models' mean"
+        )
+    over = " over a photo and its mirror images" if ensemble["flips"] else ""
+    return f"the mean of {models}{over}; each one's epoch was chosen on these photos, and the figure is therefore optimistic"
+
+
+def _thresholds_in_words(metadata: Mapping[str, Any]) -> list[str]:
+    if "cross_validation" not in metadata.get("ensemble", {}):
+        return []
+    return [
+        "The thresholds, and what they gave, are of the scores of the single models. Their mean scores somewhat otherwise: no "
+        "threshold can promise its miss rate.",
+        "",
+    ]
 
 
 def model_card(metadata: Mapping[str, Any], points: OperatingPoints, metrics: Mapping[str, Any] | None = None) -> str:
@@ -73,6 +91,7 @@ def model_card(metadata: Mapping[str, Any], points: OperatingPoints, metrics: Ma
             "| --- | --- | --- | --- | --- |",
             *rows,
             "",
+            *_thresholds_in_words(metadata),
             *(_evaluation_in_card(metrics) if metrics else []),
             "## Limits",
             "",
@@ -107,6 +126,14 @@ def _evaluation_in_card(metrics: Mapping[str, Any]) -> list[str]:
         f"Model {metrics['model_id']} on the {metrics['split']} split of {metrics['dataset']}: {metrics['photos']:,} photos, "
         f"{metrics['malignant_photos']:,} malignant. Intervals hold 95 % and are drawn by {metrics['clusters']['by']}.",
         "",
+        *(
+            line
+            for what, count in (metrics["overlap_with_training"] or {}).items()
+            for line in (
+                f"**{count:,} {what} were trained on, or the model was chosen on them: these figures are too high.**",
+                "",
+            )
+        ),
         "| figure | value |",
         "| --- | --- |",
         *(f"| {words} | {told(metrics['figures'][name])} |" for name, words in named.items() if name in metrics["figures"]),

@@ -11,7 +11,7 @@ import pandas as pd
 from skinray.clinical import site_group
 from skinray.drift import Drift, compare_shares, effective_number, measure_drift, share_interval
 from skinray.groups import UNKNOWN, age_bands
-from skinray.patients import lesion_table
+from skinray.patients import lesion_table, lesions_of
 from skinray.skin_tone import TONES, tones
 
 # What a photo may be judged as beside its score, as columns of flags; the words are those of the page.
@@ -161,7 +161,8 @@ def patients_of(rows: pd.DataFrame) -> tuple[dict[str, Any], npt.NDArray[np.int6
     frame = pd.DataFrame(
         {"patient": ids.codes.to_numpy()[places], "score": scores_of(rows)[places], "flagged": flags_of(rows, "flagged")[places]}
     )
-    frame["lesion"] = _lesions(rows, places)
+    lesions = _lesions(rows)[places]
+    frame["lesion"] = np.where(lesions >= 0, lesions, -1 - places)  # a photo without one stands for a lesion of its own
     by_patient = frame.groupby("patient")
     table = by_patient.agg(photos=("score", "size"), flagged=("flagged", "sum"), score=("score", "max"))
     table["lesions"] = frame.drop_duplicates(["patient", "lesion"]).groupby("patient").size()
@@ -180,15 +181,30 @@ def patients_of(rows: pd.DataFrame) -> tuple[dict[str, Any], npt.NDArray[np.int6
     return summary, places[frame["patient"].isin(small).to_numpy()]
 
 
-def _lesions(rows: pd.DataFrame, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The lesion of some rows as a number; a photo without one stands for a lesion of its own."""
-    own = -1 - places
-    if "lesion_id" not in rows:
-        return own
-    ids = rows["lesion_id"].astype("category").cat
-    codes = ids.codes.to_numpy()[places].astype(np.int64)
-    named = codes >= 0 if "" not in ids.categories else (codes >= 0) & (codes != ids.categories.get_loc(""))
-    return np.where(named, codes, own)
+def _lesions(rows: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """The lesion of each row as a number, -1 where unknown; told apart as `skinray.splits.lesion_names` does."""
+    lesions, patients = _numbered(rows, "lesion_id"), _numbered(rows, "patient_id")
+    places = np.flatnonzero((lesions >= 0) & (patients >= 0))
+    lesion, patient = lesions[places], patients[places]
+    names = int(lesions.max(initial=-1)) + 1
+    # Names that some photo has of another patient than the last one do not say which lesion it is.
+    last, many = np.full(names, -1), np.zeros(names, bool)
+    last[lesion] = patient
+    many[lesion[patient != last[lesion]]] = True
+    pairs = lesion * (int(patients.max(initial=-1)) + 1) + patient
+    lesions[places] = np.where(many[lesion], names + np.unique(pairs, return_inverse=True)[1], lesion)
+    return lesions
+
+
+def _numbered(rows: pd.DataFrame, name: str) -> npt.NDArray[np.int64]:
+    """A column of names as numbers, int64 [N], -1 where unknown."""
+    if name not in rows:
+        return np.full(len(rows), -1)
+    ids = rows[name].astype("category").cat
+    codes = ids.codes.to_numpy().astype(np.int64)
+    if "" in ids.categories:
+        codes[codes == ids.categories.get_loc("")] = -1
+    return codes
 
 
 def odd_lesions(photos: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -207,8 +223,7 @@ def odd_lesions(photos: pd.DataFrame) -> dict[str, dict[str, Any]]:
     lesions = lesion_table(scored, ())
     above = lesions[lesions["ugly_duckling"] > 0]
     furthest = above.sort_values(["ugly_duckling", "lesion"], ascending=[False, True]).drop_duplicates("patient_id")
-    names = scored["lesion_id"].where(scored["lesion_id"].notna() & (scored["lesion_id"] != ""), "photo " + scored["image_id"])
-    best = scored.assign(lesion=names).sort_values(["malignancy_score", "image_id"], ascending=[False, True])
+    best = scored.assign(lesion=lesions_of(scored)).sort_values(["malignancy_score", "image_id"], ascending=[False, True])
     best = best.drop_duplicates(["patient_id", "lesion"])
     merged = furthest[["patient_id", "lesion", "ugly_duckling"]].merge(best, on=["patient_id", "lesion"])
     return {
@@ -234,14 +249,15 @@ def drift_figures(rows: pd.DataFrame, reference: Reference, threshold: float) ->
         without_score: see `skinray.drift.ShareDrift`.
     """
     before, now = scores_of(reference.rows), scores_of(rows)
-    worth = tuple(_independent(each, ~np.isnan(scores)) for each, scores in ((reference.rows, before), (rows, now)))
+    clusters = [_clusters(reference.rows), _clusters(rows)]
+    worth = tuple(effective_number(each[~np.isnan(scores)]) for each, scores in zip(clusters, (before, now), strict=True))
     above = [int((scores >= np.float32(threshold)).sum()) for scores in (before, now)]
     scored = [int((~np.isnan(scores)).sum()) for scores in (before, now)]
     measures: dict[str, Drift] = {}
     for name in MEASURES:
         if has(rows, name) and has(reference.rows, name):
             values = [each[name].to_numpy(np.float64, na_value=np.nan) for each in (reference.rows, rows)]
-            sizes = [_independent(each, ~np.isnan(value)) for each, value in zip((reference.rows, rows), values, strict=True)]
+            sizes = [effective_number(each[~np.isnan(value)]) for each, value in zip(clusters, values, strict=True)]
             known = [value[~np.isnan(value)] for value in values]
             measures[name] = measure_drift(known[0], known[1], *sizes)
     return {
@@ -252,7 +268,7 @@ def drift_figures(rows: pd.DataFrame, reference: Reference, threshold: float) ->
         ).recorded(),
         "without_score": compare_shares(
             _scaled(reference.without_score, reference.listed, reference.listed * worth[0] / max(scored[0], 1)),
-            _scaled(len(rows) - scored[1], len(rows), _independent(rows, np.ones(len(rows), bool))),
+            _scaled(len(rows) - scored[1], len(rows), effective_number(clusters[1])),
         ).recorded(),
     }
 
@@ -262,17 +278,7 @@ def _scaled(hits: int, total: int, size: float) -> tuple[float, float]:
     return (hits * size / total, size) if total else (0.0, 0.0)
 
 
-def _independent(rows: pd.DataFrame, known: npt.NDArray[np.bool_]) -> float:
-    """What some photos are worth in independent ones: photos of a lesion, or of a patient without lesions, tell the same."""
-    codes = np.full(len(rows), -1, np.int64)
-    offset = 0
-    for name in ("lesion_id", "patient_id"):
-        if name in rows:
-            ids = rows[name].astype("category").cat
-            mine = ids.codes.to_numpy().astype(np.int64)
-            named = (mine >= 0) & (codes < 0)
-            if "" in ids.categories:
-                named &= mine != ids.categories.get_loc("")
-            codes[named] = mine[named] + offset
-            offset += len(ids.categories)
-    return effective_number(codes[known])
+def _clusters(rows: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """What a photo is of, int64 [N], -1 where unknown: photos of a lesion, or of a patient without lesions, tell the same."""
+    lesions, patients = _lesions(rows), _numbered(rows, "patient_id")
+    return np.where((lesions < 0) & (patients >= 0), patients + lesions.max(initial=-1) + 1, lesions)

@@ -227,7 +227,8 @@ class SearchSettings(TrainSettings):
 
     space: dict[str, str] = Field(default_factory=dict)
     """Setting -> where its values come from: "log 1e-5 1e-2" (even on a logarithmic scale), "uniform 0 0.5", "int 0 3" (both ends
-    included) or "choice adamw sgd". Settings in groups by their dotted name, as in --space model.dropout "uniform 0 0.5"."""
+    included) or "choice adamw sgd". Settings in groups by their dotted name, as in
+    --space model.dropout "uniform 0 0.5" learning_rate "log 1e-5 1e-2"; they are drawn in place of the file's."""
     trials: int = Field(10, ge=1)
     """How many combinations to try."""
     concurrent_trials: int = Field(1, ge=1)

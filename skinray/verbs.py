@@ -144,6 +144,7 @@ def _cross_validate(settings: CrossValidateSettings) -> int:
         print(f"{name:<18} {each['mean']:.3f}, 95 % interval {each['low']:.3f} to {each['high']:.3f}; by fold {by_fold}")
     low, high = found.pooled["roc_auc_interval"]
     print(f"all unseen photos  ROC-AUC {found.pooled['roc_auc']:.3f}, 95 % interval {low:.3f} to {high:.3f} (drawn by lesion)")
+    print("                   each model's epoch was chosen on the photos of its fold, so these figures are optimistic")
     print(f"model_id           {found.model_id}, the mean of {len(found.folds)} models")
     print(f"bundle             {found.bundle_uri}")
     return 0
@@ -264,13 +265,14 @@ def _compare_dry(settings: CompareSettings) -> list[str]:
 
 def _evaluate_dry(settings: EvaluateSettings) -> list[str]:
     from skinray.bundle import load_bundle
-    from skinray.evaluation import check_comparable, splits_of
+    from skinray.evaluation import check_comparable, read_own_gate, splits_of
     from skinray.firewall import check_no_leaks
     from skinray.shards import open_dataset
 
     bundle, dataset = load_bundle(settings.bundle), open_dataset(settings.data)
     check_no_leaks(dataset, settings.allow_leaks)
     check_comparable(bundle, dataset, settings)
+    read_own_gate(settings, bundle)
     photos = sum(dataset.rows(split) for split in splits_of(settings))
     return [f"model {bundle.model_id} on {photos:,} photos of {settings.split}, to {settings.output}"]
 

@@ -213,6 +213,12 @@ def test_bfloat16_gives_probabilities_and_leaves_float32_as_it_was(bundle: Bundl
 
 def test_auto_is_what_the_processor_multiplies_and_the_network_bears() -> None:
     native = {"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split())
-    assert resolved_precision("auto", "resnet50") == ("bfloat16" if native else "float32")
-    assert resolved_precision("auto", "mobilenet") == "float32"
-    assert resolved_precision("bfloat16", "mobilenet") == "bfloat16"
+    assert resolved_precision("auto", ["resnet50"]) == ("bfloat16" if native else "float32")
+    assert resolved_precision("auto", ["mobilenet"]) == "float32"
+    assert resolved_precision("bfloat16", ["mobilenet"]) == "bfloat16"
+
+
+def test_an_ensemble_is_computed_in_bfloat16_only_where_every_member_bears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skinray.classifier._multiplies_bfloat16", lambda: True)
+    assert resolved_precision("auto", ["resnet50"]) == "bfloat16"
+    assert resolved_precision("auto", ["resnet50", "mobilenet"]) == "float32"

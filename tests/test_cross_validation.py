@@ -74,6 +74,7 @@ def test_the_bundle_is_the_mean_of_the_folds(found: CrossValidation) -> None:
     members = [Classifier(load_bundle(str(run / f"fold={fold}" / "bundle"))).probabilities(photos) for fold in range(2)]
     np.testing.assert_allclose(Classifier(bundle).probabilities(photos), np.mean(members, axis=0), atol=1e-6)
     assert len(set(bundle.metadata["ensemble"]["members"])) == 2
+    assert "miss_rate_10" not in bundle.operating_points.points, "it was not shown for the mean's scores"
 
 
 @pytest.mark.ray

@@ -45,27 +45,37 @@ def test_it_says_what_it_gained_over_its_member_and_how_sure_that_is(made: Ensem
 def test_it_says_the_same_of_a_photo_and_its_mirror_image(made: Ensembled, trained: TrainedModel) -> None:
     bundle = load_bundle(made.bundle_uri)
     assert bundle.model_id == made.model_id != trained.model_id
-    assert bundle.metadata["ensemble"] == {"members": [trained.model_id], "flips": True}
+    assert bundle.metadata["ensemble"] == {"members": [trained.model_id], "networks": ["cnn_sequential"], "flips": True}
     photos = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
     classifier = Classifier(bundle)
     np.testing.assert_allclose(classifier.probabilities(photos), classifier.probabilities(photos[:, :, ::-1]), atol=1e-6)
     assert not (Path(made.bundle_uri).parent / "draft").exists()
 
 
+def with_metadata(bundle_uri: str, copy: Path, **metadata: object) -> str:
+    """A copy of a bundle that says something else of itself."""
+    bundle = load_bundle(bundle_uri)
+    changed = {**bundle.metadata, **metadata}
+    save_bundle(str(copy), bundle.load_model(), bundle.preprocessing, bundle.labels, bundle.operating_points, changed, "")
+    return str(copy)
+
+
+def test_it_names_the_networks_of_all_its_members(trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path) -> None:
+    members = (trained.bundle_uri, with_metadata(trained.bundle_uri, tmp_path / "other", network="mobilenet"))
+    pair = make_ensemble(EnsembleSettings(bundles=members, data=prepared.uri, output=str(tmp_path / "run")))
+    assert load_bundle(pair.bundle_uri).networks == ("cnn_sequential", "mobilenet")
+    card = (Path(pair.bundle_uri) / "README.md").read_text()
+    assert "# cnn_sequential + mobilenet: benign, malignant" in card
+    assert "(the mean of 2 models; each one's epoch was chosen on these photos" in card
+
+
 def test_members_that_do_not_belong_together_are_refused(
     trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
-    bundle = load_bundle(trained.bundle_uri)
-
-    def other(name: str, **metadata: object) -> str:
-        uri = str(tmp_path / name)
-        changed = {**bundle.metadata, **metadata}
-        save_bundle(uri, bundle.load_model(), bundle.preprocessing, bundle.labels, bundle.operating_points, changed, "")
-        return uri
-
+    settings = {**load_bundle(trained.bundle_uri).metadata["training_settings"], "fold": 1}
     for uri, words in (
-        (other("elsewhere", dataset={"sha256": "another"}), "was not trained on"),
-        (other("fold", training_settings={**bundle.metadata["training_settings"], "fold": 1}), "cross-validate"),
+        (with_metadata(trained.bundle_uri, tmp_path / "elsewhere", dataset={"sha256": "another"}), "was not trained on"),
+        (with_metadata(trained.bundle_uri, tmp_path / "fold", training_settings=settings), "cross-validate"),
     ):
         settings = EnsembleSettings(bundles=(trained.bundle_uri, uri), data=prepared.uri, output=str(tmp_path / "run"))
         with pytest.raises(ConfigError, match=words):

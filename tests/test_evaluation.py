@@ -15,8 +15,8 @@ from skinray import storage
 from skinray.bundle import load_bundle
 from skinray.cli import main
 from skinray.config import EvaluateSettings, PrepareSettings, ScoreSettings, ServeSettings
-from skinray.errors import LeakError, OutputExistsError
-from skinray.evaluation import evaluate
+from skinray.errors import ConfigError, LeakError, OutputExistsError
+from skinray.evaluation import evaluate, read_own_gate
 from skinray.preparation import prepare_dataset
 from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES
 from skinray.scoring import score_archive
@@ -163,6 +163,22 @@ def test_a_bundle_is_not_measured_on_all_of_its_own_data(
     with pytest.raises(LeakError, match="photos"):
         evaluate(settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gate_that_names_no_figure_is_refused_before_anything_is_scored(
+    trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    gate, out = tmp_path / "gate.yaml", tmp_path / "out"
+    settings = EvaluateSettings(bundle=trained.bundle_uri, data=prepared.uri, output=str(out), gate=str(gate))
+    for limits in ("{sensitvity_95.sensitivity: 0.9}", "{class_accuracy: 0.9}"):  # which two classes do not have
+        gate.write_text(f"minimum: {limits}\n")
+        with pytest.raises(ConfigError, match=r"the gate names .*; there are roc_auc, .*sensitivity_95\.sensitivity"):
+            evaluate(settings)
+        assert not out.exists()
+    asked = ["--bundle", settings.bundle, "--data", settings.data, "--output", str(out), "--gate", str(gate)]
+    assert main(["evaluate", *asked, "--dry-run"]) == 2
+    gate.write_text("minimum: {sensitivity_95.sensitivity: 0.9, uncalibrated.ece: 0}\n")
+    assert read_own_gate(settings, load_bundle(trained.bundle_uri)) is not None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from skinray import storage
 from skinray.bundle import Bundle, load_bundle
-from skinray.config import EvaluateSettings, PrepareSettings
+from skinray.config import EvaluateSettings, PrepareSettings, SplitName
 from skinray.errors import DatasetError, LeakError
 from skinray.evaluation import evaluate
 from skinray.firewall import Overlap, check_no_leaks, check_no_overlap, find_overlap
@@ -35,6 +35,18 @@ def bundle(trained: TrainedModel) -> Bundle:
 
 def test_a_bundle_is_measured_on_the_test_split_of_its_own_data(bundle: Bundle, prepared: PreparedDataset) -> None:
     assert find_overlap(bundle, prepared, "test") == Overlap({}, frozenset())
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_split_that_it_was_trained_or_chosen_on_is_refused(bundle: Bundle, prepared: PreparedDataset, split: SplitName) -> None:
+    photos = read_photos(prepared)
+    overlap = find_overlap(bundle, prepared, split)
+    assert overlap == Overlap({"photos": prepared.rows(split)}, frozenset(photos["image_id"][photos["split"] == split]))
+    with pytest.raises(
+        LeakError, match=rf"the {split} split .*: .* was trained on {prepared.rows(split)} photos of it, or its epoch"
+    ):
+        check_no_overlap(overlap, bundle, prepared, split, allowed=False)
+    check_no_overlap(overlap, bundle, prepared, split, allowed=True)
 
 
 def test_the_same_photos_under_another_split_are_refused(bundle: Bundle, resplit: PreparedDataset) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from skinray.config import PrepareSettings, ScoreSettings, VerbSettings
 from skinray.errors import ConfigError
 from skinray.flags import resolve
-from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings
+from skinray.training_config import AugmentationSettings, ModelSettings, SearchSettings, TrainSettings
 from skinray.verbs import VERBS
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
@@ -354,3 +354,17 @@ def test_a_target_of_the_users_own_in_yaml(write_yaml: Callable[[str], str]) -> 
     assert list(resolved.classes) == ["b", "a"]
     assert resolved.classes["b"] == ("mel", "scc")
     assert resolved.labels == {"naevus": "nv"}
+
+
+def test_names_and_values_on_the_command_line_stand_in_place_of_the_files(write_yaml: WriteYaml) -> None:
+    search = write_yaml("space:\n  learning_rate: log 1e-4 2e-3\n  seed: int 0 9\n")
+    space = resolve(SearchSettings, "search", ["--config", search, *TRAIN]).space
+    assert space == {"learning_rate": "log 1e-4 2e-3", "seed": "int 0 9"}
+    flags = ("--space", "model.dropout", "uniform 0 0.5", "seed", "int 0 3")
+    space = resolve(SearchSettings, "search", ["--config", search, *TRAIN, *flags]).space
+    assert space == {"model.dropout": "uniform 0 0.5", "seed": "int 0 3"}
+    prepare = write_yaml("target: own\nclasses: {b: [mel, scc], a: [nv]}\nmalignant_classes: [b]\nlabels: {naevus: nv}")
+    flags = ("--labels", "mole", "nv", "--classes", "b", "mel", "c", "nv,own label")
+    resolved = resolve(PrepareSettings, "prepare", ["--config", prepare, *PREPARE, *flags])
+    assert (resolved.labels, resolved.classes) == ({"mole": "nv"}, {"b": ("mel",), "c": ("nv", "own label")})
+    assert "'seed' has no VALUE" in refusal(SearchSettings, *TRAIN, "--space", "seed")

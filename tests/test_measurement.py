@@ -10,7 +10,7 @@ import sklearn.metrics
 
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints
 from skinray.calibration import Calibration
-from skinray.measurement import clusters_of, figures_in_words, measure_predictions, uncalibrated_scores
+from skinray.measurement import clusters_of, figures_in_words, measure_predictions, named_figures, uncalibrated_scores
 
 BINARY = Labels(codes=("benign", "malignant"), malignant=("malignant",))
 MANY = Labels(codes=("bcc", "mel", "nv", "vasc"), malignant=("bcc", "mel"))
@@ -47,6 +47,18 @@ def predictions(labels: Labels, photos: int = 600, seed: int = 0) -> pd.DataFram
             "ita_degrees": np.float32(30.0),
         }
     )
+
+
+@pytest.mark.parametrize("labels", [BINARY, MANY], ids=["binary", "many"])
+def test_the_names_of_the_figures_are_known_before_there_is_any_photo(labels: Labels) -> None:
+    about = (Calibration(1.0, (0.0,) * len(labels.codes)), dict.fromkeys(labels.codes, 10.0))
+    found, named = (
+        measure_predictions(predictions(labels), labels, POINTS, *about, rounds=2),
+        named_figures(labels, POINTS, *about),
+    )
+    assert named["figures"].keys() == found["figures"].keys()
+    for point, figures in found["operating_points"].items():
+        assert named["operating_points"][point].keys() == figures.keys()
 
 
 @pytest.mark.parametrize("labels", [BINARY, MANY], ids=["binary", "many"])
@@ -103,6 +115,8 @@ def test_patients_are_drawn_where_all_are_known_else_what_was_kept_together() ->
     assert clusters_of(rows)[1].tolist()[:2] == ["lesion0", "group0"]
     rows.loc[0, "lesion_id"] = None
     assert clusters_of(rows)[1].tolist()[:2] == ["photo photo0", "group0"]
+    numbered_anew = rows.assign(group=None, lesion_id="1", patient_id=[None, None, *"aaabbb"])
+    assert clusters_of(numbered_anew)[1].tolist() == ["1", "1", *["1 of a"] * 3, *["1 of b"] * 3]
     rows["patient_id"] = "somebody"
     assert clusters_of(rows)[0] == "patient"
     assert set(clusters_of(rows)[1]) == {"somebody"}

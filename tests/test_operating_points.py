@@ -42,6 +42,12 @@ def test_too_few_lesions_give_no_guarantee() -> None:
     assert "miss_rate_10" not in choose_operating_points(positive, scores, np.arange(100) % 10, "validation").points
 
 
+def test_scores_of_other_models_give_no_guarantee() -> None:
+    positive, scores = np.arange(100) < 40, np.random.default_rng(0).random(100)
+    own, others = (choose_operating_points(positive, scores, np.arange(100), "folds", own_scores=own) for own in (True, False))
+    assert own.points.keys() - others.points.keys() == {"miss_rate_10"}
+
+
 @given(st.integers(0, 1000), st.integers(2, 80))
 def test_points_keep_what_they_promise_where_they_were_chosen(seed: int, photos: int) -> None:
     generator = np.random.default_rng(seed)

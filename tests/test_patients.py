@@ -111,3 +111,21 @@ def test_a_promise_is_broken_only_when_chance_does_not_explain_it(missed: int, b
     assert len(words) == broken
     if broken:
         assert words[0].startswith("miss_rate_10 promises to miss at most 10% of malignant lesions and misses 12 of 30 (")
+
+
+def test_lesions_that_are_numbered_anew_with_each_patient_are_told_apart() -> None:
+    number = np.arange(1000)
+    anew = pd.DataFrame(
+        {
+            "image_id": [f"photo{each}" for each in number],
+            "lesion_id": (number % 5 + 1).astype(str),
+            "patient_id": [f"p{each // 5}" for each in number],
+            "label": np.where(number % 25 == 0, "malignant", "benign"),
+            "malignancy_score": np.where(number % 25 == 0, 0.8, 0.02 + 0.05 * (number % 5)).astype(np.float32),
+        }
+    )
+    own = anew.assign(lesion_id=anew["lesion_id"] + " of " + anew["patient_id"])
+    lesions = lesion_table(anew, ("malignant",))
+    pd.testing.assert_frame_equal(lesions, lesion_table(own, ("malignant",)))
+    found = measure_lesions(lesions, POINTS, rounds=5)
+    assert (found["lesions"], found["malignant_lesions"], found["missed"]["youden"]["missed"]) == (1000, 40, 0)

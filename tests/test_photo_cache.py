@@ -162,16 +162,31 @@ def test_the_columns_are_those_of_the_shards(dataset: PreparedDataset, stored: p
     np.testing.assert_array_equal(photos.age, stored["age"].astype(float))
 
 
-def test_what_is_unknown_is_empty(dataset: PreparedDataset, tmp_path: Path) -> None:
-    copy = shutil.copytree(dataset.uri, tmp_path / "copy")
+def altered(dataset: PreparedDataset, folder: Path, changes: dict[str, Callable[[list[Any]], list[Any]]]) -> PreparedDataset:
+    """A copy with other values in some columns of every shard."""
+    copy = shutil.copytree(dataset.uri, folder)
     for path in copy.rglob("part-*.parquet"):
         table = pq.read_table(path, partitioning=None)
-        for name in ("lesion_id", "age", "sex", "site"):
+        for name, change in changes.items():
             position = table.schema.get_field_index(name)
-            values = [None, *table[name].to_pylist()[1:]]
-            table = table.set_column(position, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+            values = pa.array(change(table[name].to_pylist()), table.schema.field(name).type)
+            table = table.set_column(position, table.schema.field(name), values)
         pq.write_table(table, path, row_group_size=BLOCK_ROWS)
-    photos = gather_photos(open_dataset(str(copy)), ("test",), PREPROCESSING, "none")
+    return open_dataset(str(copy))
+
+
+def test_lesions_that_are_numbered_anew_with_each_patient_are_told_apart(
+    dataset: PreparedDataset, stored: pd.DataFrame, tmp_path: Path
+) -> None:
+    anew = altered(dataset, tmp_path / "copy", {"lesion_id": lambda values: ["1"] * len(values)})
+    photos = gather_photos(anew, SPLITS, PREPROCESSING, "none")
+    assert photos.lesion_ids.tolist() == ("1 of " + stored["patient_id"]).tolist()
+
+
+def test_what_is_unknown_is_empty(dataset: PreparedDataset, tmp_path: Path) -> None:
+    unknown = dict.fromkeys(("lesion_id", "age", "sex", "site"), lambda values: [None, *values[1:]])
+    copy = altered(dataset, tmp_path / "copy", unknown)
+    photos = gather_photos(copy, ("test",), PREPROCESSING, "none")
     assert (photos.sex[0], photos.site[0], photos.lesion_ids[0]) == ("", "", "")
     assert np.isnan(photos.age[0])
     assert not np.isnan(photos.age[1])

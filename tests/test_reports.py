@@ -173,6 +173,21 @@ def test_the_card_says_on_what_the_figure_was_measured() -> None:
     assert "ham10000" in card
 
 
+def test_the_card_of_an_ensemble_says_what_was_averaged_and_on_what_it_was_chosen() -> None:
+    def said(**ensemble: Any) -> str:
+        of_several = metadata(("benign", "malignant")) | {"ensemble": ensemble}
+        return model_card(of_several | {"validation": {"roc_auc": 0.8765, "photos": 801, "epoch": None}}, POINTS)
+
+    pair = said(members=["a", "b"], networks=["resnet50", "mobilenet"], flips=False)
+    assert "(the mean of 2 models; each one's epoch was chosen on these photos, and the figure is therefore optimistic:" in pair
+    flipped = said(members=["a"], networks=["resnet50"], flips=True)
+    assert "(the mean of one model over a photo and its mirror images; each one's epoch was chosen" in flipped
+    folds = said(members=["a", "b"], cross_validation={})
+    assert "of 2 models, one a fold, each on the photos that it had not learnt from; each one's epoch was chosen on them" in folds
+    promise = "no threshold can promise its miss rate"
+    assert (promise in folds, promise in pair, "one a fold" in pair + flipped) == (True, False, False)
+
+
 def test_the_tables_of_the_card_have_as_many_cells_in_every_row() -> None:
     lines = model_card(metadata(TARGETS["ham7"].codes), POINTS).splitlines()
     tables: list[list[int]] = [[]]
@@ -195,6 +210,9 @@ def test_the_card_of_an_evaluated_bundle_says_what_was_measured() -> None:
     assert row in card.splitlines()
     assert "- sex female: ROC-AUC 0.500" in card
     assert "## Evaluation" not in model_card(metadata(("benign", "malignant")), POINTS)
+    assert "too high" not in card
+    seen = model_card(metadata(("benign", "malignant")), POINTS, metrics | {"overlap_with_training": {"photos": 1402}})
+    assert "**1,402 photos were trained on, or the model was chosen on them: these figures are too high.**" in seen
 
 
 def test_the_card_begins_with_the_hubs_front_matter() -> None:

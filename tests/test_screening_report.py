@@ -234,6 +234,20 @@ def test_photos_of_few_lesions_are_few(tmp_path: Path) -> None:
     assert drift_verdict(report_of(root, tmp_path / "out")) == "too few"
 
 
+def test_lesions_that_are_numbered_anew_with_each_patient_are_told_apart(tmp_path: Path) -> None:
+    rows = described(run_rows(400, seed=3, shift=1.5))
+    patients = [f"p{number // 10}" for number in range(400)]
+    own = rows.assign(patient_id=patients, lesion_id=[f"{number // 2 % 5} of p{number // 10}" for number in range(400)])
+    anew = own.assign(lesion_id=own["lesion_id"].str[0])
+    published(tmp_path / "runs", run_rows(400, seed=1), "first", 18)
+    reports = [
+        report_of(published(tmp_path / "runs", each, name, 20), tmp_path / name) for name, each in (("own", own), ("anew", anew))
+    ]
+    assert [drift_verdict(report) for report in reports] == ["large", "large"]
+    assert reports[0]["drift"] == reports[1]["drift"]
+    assert reports[0]["patients"] == reports[1]["patients"]
+
+
 def test_an_evaluation_is_a_reference_too(tmp_path: Path) -> None:
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
