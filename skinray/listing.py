@@ -18,7 +18,7 @@ from skinray import file_listing, storage
 from skinray.config import SplitName
 from skinray.errors import ConfigError, StorageError
 from skinray.images import SUFFIXES
-from skinray.shard_reader import SHARD_SUFFIXES, holds_photos, list_shard, read_manifest
+from skinray.shard_reader import SHARD_SUFFIXES, list_shard, read_manifest
 from skinray.shards import SPLITS, PreparedDataset, is_dataset, open_dataset
 
 LISTING_SCHEMA = pa.schema(
@@ -143,18 +143,19 @@ def list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...], rows_p
 
 def _list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...]) -> pa.Table:
     shards = [storage.join(dataset.uri, file.path) for split in splits for file in dataset.files(split)]
-    return pa.concat_tables(_complete(list_shard(uri, "", "")) for uri in shards)
+    return pa.concat_tables(_complete(photos) for uri in shards if (photos := list_shard(uri, "", "")) is not None)
 
 
 def _list_file(uri: str, image_id: ImageIdRule) -> pa.Table:
     """A shard alone, or a manifest."""
-    if _suffix(uri) == ".csv" or (_suffix(uri) != ".tar" and not holds_photos(uri)):
-        photos = read_manifest(uri)
-        if "image_id" not in photos.column_names:
-            photos = photos.append_column("image_id", pa.array(_names(photos["written"].to_pylist(), image_id), pa.string()))
-        return _complete(photos.drop_columns(["written"]))
-    members = _complete(list_shard(uri, posixpath.basename(uri), file_listing.entry_of(uri).version))
-    return _renamed(members, image_id)
+    if _suffix(uri) != ".csv":
+        members = list_shard(uri, posixpath.basename(uri), file_listing.entry_of(uri).version)
+        if members is not None:
+            return _renamed(_complete(members), image_id)
+    photos = read_manifest(uri)
+    if "image_id" not in photos.column_names:
+        photos = photos.append_column("image_id", pa.array(_names(photos["written"].to_pylist(), image_id), pa.string()))
+    return _complete(photos.drop_columns(["written"]))
 
 
 def _list_folder(uri: str, image_id: ImageIdRule) -> pa.Table:
@@ -173,9 +174,9 @@ def _list_folder(uri: str, image_id: ImageIdRule) -> pa.Table:
     for some in _batched(files(), _ROWS_AT_ONCE):
         loose.append(_loose(uri, some, image_id))
     inside = [
-        _renamed(_complete(list_shard(storage.join(uri, path), path, entry.version)), image_id)
+        _renamed(_complete(photos), image_id)
         for path, entry in sorted(shards.items())
-        if _suffix(path) == ".tar" or holds_photos(storage.join(uri, path))
+        if (photos := list_shard(storage.join(uri, path), path, entry.version)) is not None
     ]
     if not loose and not inside:
         raise StorageError(

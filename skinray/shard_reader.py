@@ -42,7 +42,7 @@ _LOOKUPS_AT_ONCE = 32
 SHA256 = "sha256:"
 
 
-def list_shard(uri: str, name: str, version: str) -> pa.Table:
+def list_shard(uri: str, name: str, version: str) -> pa.Table | None:
     """The photos of one shard.
 
     Args:
@@ -51,8 +51,11 @@ def list_shard(uri: str, name: str, version: str) -> pa.Table:
         version: Of the shard's content.
 
     Returns:
-        Columns of `skinray.listing.LISTING_SCHEMA` but the index; a shard that cannot be read to its end has a row of its own
-        at position -1.
+        Columns of `skinray.listing.LISTING_SCHEMA` but the index; a shard that is damaged has a row of its own at position -1.
+        None for a Parquet file without image bytes, which is no shard.
+
+    Raises:
+        StorageError: Its store does not give it, which says nothing of the shard.
     """
     if posixpath.splitext(uri)[1].lower() == ".tar":
         return _list_tar(uri, name, version)
@@ -84,24 +87,20 @@ def _list_tar(uri: str, name: str, version: str) -> pa.Table:
     return pa.table({**columns, "shard": [uri] * count, "file_version": [version] * count})
 
 
-def holds_photos(uri: str) -> bool:
-    """True for a Parquet file with image bytes, and for one that cannot be read: it may have held some."""
-    try:
-        with _opened(uri) as file:
-            return _bytes_column(file.schema_arrow) is not None
-    except (pa.ArrowException, OSError):
-        return True
-
-
-def _list_parquet(uri: str, name: str, version: str) -> pa.Table:
+def _list_parquet(uri: str, name: str, version: str) -> pa.Table | None:
     try:
         with _opened(uri, pre_buffer=True) as file:
             schema = file.schema_arrow
+            if _bytes_column(schema) is None:
+                return None
             known = [column for column in (*_TEXT_COLUMNS, "age", "image_sha256") if column in schema.names]
             ids = next((column for column in _ID_COLUMNS if column in schema.names), None)
             table = file.read(columns=[*known, *([ids] if ids else [])])
             rows = file.metadata.num_rows
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, StorageError) as error:
+        if not _is_damage(error):
+            raise
+        # Whatever it held: it may have been photos.
         return pa.table(
             {"image_id": [name or uri], "image_uri": [uri], "shard": [uri], "position": [-1], "file_version": [version]}
         )
@@ -131,8 +130,17 @@ def _known(table: pa.Table) -> dict[str, Any]:
     return known
 
 
-def _opened(uri: str, **options: Any) -> pq.ParquetFile:
-    return pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri), **options)
+@contextlib.contextmanager
+def _opened(uri: str, **options: Any) -> Iterator[pq.ParquetFile]:
+    filesystem = storage.arrow_filesystem(uri)
+    with storage.explained(uri, "read"), pq.ParquetFile(storage.path_of(uri), filesystem=filesystem, **options) as file:
+        yield file
+
+
+def _is_damage(error: Exception) -> bool:
+    """True for what Arrow says of the bytes that it was given; a store's failures have another type, a number or a cause."""
+    said = error.__cause__
+    return isinstance(error, pa.ArrowException) or (type(said) is OSError and said.errno is None and said.__cause__ is None)
 
 
 def _bytes_column(schema: pa.Schema) -> str | None:

@@ -1,6 +1,7 @@
 """A store that throttles, fails, cuts connections and loses answers: what is read, written and listed is right all the same."""
 
 import asyncio
+import io
 import pickle
 import random
 import threading
@@ -245,6 +246,24 @@ def test_photos_are_not_at_fault_when_their_store_is_away(
                 next(decoded)
         else:
             assert [*next(decoded)["error_code"]] == ["unreadable"] * 3
+
+
+@pytest.mark.parametrize("answer", ["denied", "failing", "cut"])
+@pytest.mark.parametrize("name", ["night.parquet", "night.tar"])
+def test_a_shard_that_the_store_does_not_give_is_not_a_damaged_one(
+    s3_proxy: FaultyProxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, name: str, answer: str
+) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image_id": ["a", "b"], "image_bytes": [b"x", b"y"]}), buffer)
+    storage.write_bytes(f"{s3_bucket}/archive/{name}", buffer.getvalue())
+    storage.write_bytes(f"{s3_bucket}/archive/a.jpg", b"x")
+    if answer == "denied":
+        monkeypatch.setattr(faulty_s3, "_INTERNAL", (403, "AccessDenied", "Access Denied"))
+    only: Callable[[str, str], bool] = lambda method, target: method == "GET" and name in target  # noqa: E731
+    with s3_proxy.misbehaving(Faults(cut=1, only=only) if answer == "cut" else Faults(internal=1, only=only)):
+        for source in (f"{s3_bucket}/archive", f"{s3_bucket}/archive/{name}"):
+            with pytest.raises(StorageError, match=f"cannot read {s3_bucket}/archive/{name}"):
+                list_photos(source, 4, "path")
 
 
 def test_the_few_that_fail_among_many_are_read_once_more(s3_proxy: FaultyProxy, s3_bucket: str) -> None:
