@@ -333,18 +333,20 @@ def publish_folder(uri: str, manifest: dict[str, Any]) -> None:
 
 
 def read_many(uris: list[str]) -> list[bytes | Exception]:
-    """The contents of many files of one store, fetched side by side where the store can; a failure stands in its place.
+    """The contents of many files, fetched side by side where their store can; a failure stands in its place.
 
     Args:
-        uris: Files on the same filesystem.
+        uris: Files, on a disk and in object stores as they come.
 
     Returns:
         Bytes, or the exception that reading this one raised, in the order of `uris`: a FileNotFoundError when it is not there.
     """
-    if not uris:
-        return []
-    if not is_remote(uris[0]):
-        return [_read_local(uri) for uri in uris]
+    remote = [uri for uri in uris if is_remote(uri)]
+    fetched = iter(_read_objects(remote) if remote else [])
+    return [next(fetched) if is_remote(uri) else _read_local(uri) for uri in uris]
+
+
+def _read_objects(uris: list[str]) -> list[bytes | Exception]:
     from skinray.object_store import READ_THREADS
 
     with ThreadPoolExecutor(min(READ_THREADS, len(uris)), thread_name_prefix="read") as threads:
