@@ -124,7 +124,7 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: ImageIdRule) -> L
         ConfigError: Two photos have one name.
     """
     suffix = _suffix(input_uri)
-    if suffix in SHARD_SUFFIXES or suffix == ".csv":
+    if (suffix in SHARD_SUFFIXES or suffix == ".csv") and not storage.is_folder(input_uri):
         photos = _list_file(input_uri, image_id)
     elif is_dataset(input_uri):
         photos = _list_dataset(open_dataset(input_uri), SPLITS)
@@ -153,9 +153,12 @@ def _list_file(uri: str, image_id: ImageIdRule) -> pa.Table:
         if members is not None:
             return _renamed(_complete(members), image_id)
     photos = read_manifest(uri)
-    if "image_id" not in photos.column_names:
-        photos = photos.append_column("image_id", pa.array(_names(photos["written"].to_pylist(), image_id), pa.string()))
-    return _complete(photos.drop_columns(["written"]))
+    stated = photos["image_id"].to_pylist() if "image_id" in photos.column_names else itertools.repeat(None)
+    derived = _names([written or "" for written in photos["written"].to_pylist()], image_id)
+    pairs = zip(stated, derived, strict=False)
+    names = [one or other or f"{posixpath.basename(uri)}#{row}" for row, (one, other) in enumerate(pairs)]
+    kept = [name for name in photos.column_names if name not in ("image_id", "written")]
+    return _complete(photos.select(kept).append_column("image_id", pa.array(names, pa.string())))
 
 
 def _list_folder(uri: str, image_id: ImageIdRule) -> pa.Table:
@@ -215,8 +218,6 @@ def _names(paths: list[str], image_id: ImageIdRule) -> list[str]:
 
 
 def _check_names(names: pa.ChunkedArray, input_uri: str, image_id: ImageIdRule) -> None:
-    if names.null_count:
-        raise ConfigError(f"{input_uri}: {names.null_count:,} photos have no image_id")
     counts = pc.value_counts(names)
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(repeated):

@@ -40,6 +40,7 @@ _ROWS_OF_A_GROUP = 32
 _BUFFER_BYTES = 8 << 20
 _LOOKUPS_AT_ONCE = 32
 SHA256 = "sha256:"
+_SHA256_DIGITS = 64
 
 
 def list_shard(uri: str, name: str, version: str) -> pa.Table | None:
@@ -104,30 +105,39 @@ def _list_parquet(uri: str, name: str, version: str) -> pa.Table | None:
         return pa.table(
             {"image_id": [name or uri], "image_uri": [uri], "shard": [uri], "position": [-1], "file_version": [version]}
         )
-    own = table[ids].cast(pa.string()) if ids else pa.array([f"{name}#{row}" for row in range(rows)])
-    if "image_sha256" in known:
-        versions: Any = pc.binary_join_element_wise(SHA256, table["image_sha256"].cast(pa.string()), "")
-    else:
-        versions = pa.array([version] * rows, pa.string())
+    own = pc.coalesce(_text(table[ids]) if ids else _unstated(rows), pa.array([f"{name or uri}#{row}" for row in range(rows)]))
+    hashes = _text(table["image_sha256"]) if "image_sha256" in known else _unstated(rows)
+    hashed = pc.if_else(pc.equal(pc.utf8_length(hashes), _SHA256_DIGITS), pc.binary_join_element_wise(SHA256, hashes, ""), None)
     columns = {
         "image_id": own,
         "image_uri": pc.binary_join_element_wise(uri, own, "#"),
         "shard": pa.array([uri] * rows, pa.string()),
         "position": pa.array(range(rows), pa.int64()),
-        "file_version": versions,
+        "file_version": pc.coalesce(hashed, pa.scalar(version)),
     }
     return pa.table({**columns, **_known(table)})
 
 
 def _known(table: pa.Table) -> dict[str, Any]:
-    """What a table says of its photos; a column of another kind than expected says nothing."""
-    known: dict[str, Any] = {}
-    for name in _TEXT_COLUMNS:
-        if name in table.column_names and not pa.types.is_nested(table.schema.field(name).type):
-            known[name] = table[name].cast(pa.string())
-    if "age" in table.column_names and pa.types.is_primitive(table.schema.field("age").type):
-        known["age"] = table["age"].cast(pa.float32())
+    """What a table says of its photos."""
+    known: dict[str, Any] = {name: _text(table[name]) for name in _TEXT_COLUMNS if name in table.column_names}
+    if "age" in table.column_names:
+        ages = pd.to_numeric(_text(table["age"]).to_pandas(), errors="coerce")
+        known["age"] = pa.array(ages.to_numpy(np.float32), from_pandas=True)
     return known
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of any kind as text; null where it is empty, and all of it when it is of a kind that cannot be written so."""
+    try:
+        text = column.cast(pa.string())
+    except pa.ArrowException:
+        return _unstated(len(column))
+    return pc.if_else(pc.equal(text, ""), None, text)
+
+
+def _unstated(rows: int) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(rows, pa.string())])
 
 
 @contextlib.contextmanager
@@ -163,43 +173,47 @@ def read_manifest(uri: str) -> pa.Table:
             manifest's folder, and as it likes image_id, label, patient_id, lesion_id, age, sex and site.
 
     Returns:
-        Columns of `skinray.listing.LISTING_SCHEMA`, as many as are known, and `written`, the URI as it stands there. A file
-        that is not there is a row nevertheless.
+        Columns of `skinray.listing.LISTING_SCHEMA`, as many as are known, null where nothing is stated, and `written`, the URI
+        as it stands there. A file that is not there is a row nevertheless, and so is a row that names none: it is called
+        MANIFEST#ROW, from 0, where nothing lies.
 
     Raises:
         ConfigError: It has no such column.
         StorageError: It cannot be read.
     """
     table = _read_table(uri)
-    column = next((name for name in MANIFEST_URI_COLUMNS if name in table.columns), None)
+    column = next((name for name in MANIFEST_URI_COLUMNS if name in table.column_names), None)
     if column is None:
-        raise ConfigError(f"{uri} has no column {' or '.join(MANIFEST_URI_COLUMNS)}; it has {', '.join(map(str, table.columns))}")
-    written = table[column].astype(str).tolist()
-    folder = posixpath.dirname(storage.normalize(uri))
-    uris = [each if "://" in each or each.startswith("/") else storage.join(folder, each) for each in written]
+        raise ConfigError(f"{uri} has no column {' or '.join(MANIFEST_URI_COLUMNS)}; it has {', '.join(table.column_names)}")
+    written = [each if each and each.strip() else None for each in _text(table[column]).to_pylist()]
+    manifest = storage.normalize(uri)
+    folder = posixpath.dirname(manifest)
+    uris = []
+    for row, each in enumerate(written):
+        if each is None:
+            uris.append(f"{manifest}#{row}")
+        else:
+            uris.append(each if "://" in each or each.startswith("/") else storage.join(folder, each))
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE, thread_name_prefix="lookup") as threads:
         entries = list(threads.map(_entry_if_there, uris))
-    known = {name: table[name].tolist() for name in ("image_id", *_TEXT_COLUMNS) if name in table}
     columns: dict[str, Any] = {
         "written": pa.array(written, pa.string()),
         "image_uri": pa.array(uris, pa.string()),
         "file_bytes": pa.array([entry.size for entry in entries], pa.int64()),
         "file_version": pa.array([entry.version for entry in entries], pa.string()),
-        **{name: pa.array([text if isinstance(text, str) and text else None for text in of]) for name, of in known.items()},
+        **_known(table),
     }
-    if "age" in table:
-        ages = pd.to_numeric(table["age"], errors="coerce").to_numpy(np.float32)
-        columns["age"] = pa.array(ages, from_pandas=True)
+    if "image_id" in table.column_names:
+        columns["image_id"] = _text(table["image_id"])
     return pa.table(columns)
 
 
-def _read_table(uri: str) -> pd.DataFrame:
+def _read_table(uri: str) -> pa.Table:
     try:
         with storage.reading(uri) as file:
-            if posixpath.splitext(uri)[1].lower() in PARQUET_SUFFIXES:
-                found: pd.DataFrame = pd.read_parquet(file)
-                return found
-            return pd.read_csv(file, dtype=str, keep_default_na=False)
+            if is_parquet(uri):
+                return pq.read_table(file)
+            return pa.Table.from_pandas(pd.read_csv(file, dtype=str, keep_default_na=False), preserve_index=False)
     except (ValueError, pa.ArrowException) as error:
         raise StorageError(f"cannot read the manifest {uri}: {' '.join(str(error).split())}") from error
 
@@ -259,8 +273,9 @@ def _cause(error: Exception) -> Exception:
 def _read_from_shard(shard: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:
     whole = [row for row in rows if row["position"] >= 0]  # the row of what could not be listed stands behind the others
     if whole:
-        version = whole[0]["file_version"]
-        if not version.startswith(SHA256) and file_listing.entry_of(shard).version != version:
+        # Photos whose hash is not stated are known by the version of their shard.
+        version = next((row["file_version"] for row in whole if not row["file_version"].startswith(SHA256)), None)
+        if version is not None and file_listing.entry_of(shard).version != version:
             raise ImageError("changed", "the shard was written anew since it was listed")
         yield from _read_parquet(shard, whole) if is_parquet(shard) else _read_tar(shard, whole)
     for _ in rows[len(whole) :]:

@@ -128,6 +128,15 @@ def exists(uri: str) -> bool:
         return object_store(uri).is_there(path_of(uri)) if is_remote(uri) else os.path.exists(path_of(uri))
 
 
+def is_folder(uri: str) -> bool:
+    """True for a local folder, a bucket, and a prefix with objects below it that is no object itself."""
+    with explained(uri, "look up"):
+        try:
+            return bool(filesystem(uri).info(path_of(uri))["type"] == "directory")
+        except FileNotFoundError:
+            return False
+
+
 def check_answers(uri: str) -> None:
     """Asks a store for anything at all; that something is not there, or denied, is an answer.
 

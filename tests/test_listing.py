@@ -178,6 +178,54 @@ def test_a_manifest_names_photos_and_what_is_known_of_them(place: str) -> None:
     assert set(contents(list_photos(storage.join(place, "night.parquet"), 4, "stem"))) == {"gone", *(Path(p).stem for p in paths)}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_every_row_of_a_manifest_is_a_photo_with_a_name(tmp_path: Path, suffix: str) -> None:
+    stored(str(tmp_path), "a.jpg", b"a")
+    stored(str(tmp_path), "b.jpg", b"b")
+    table = pd.DataFrame({"uri": ["a.jpg", None, "b.jpg", " ", None], "image_id": ["x", "y", None, None, None]})
+    path = tmp_path / f"night{suffix}"
+    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
+    missing = dict.fromkeys(("y", f"night{suffix}#3", f"night{suffix}#4"), FileNotFoundError)
+    assert contents(list_photos(str(path), 4, "path")) == {"x": b"a", "b.jpg": b"b", **missing}
+
+
+def test_numbers_name_patients_and_photos_as_text_does(tmp_path: Path) -> None:
+    for name in "12":
+        stored(str(tmp_path), f"{name}.jpg", name.encode())
+    table = pa.table({"path": ["1.jpg", "2.jpg"], "image_id": [1, 2], "patient_id": [7.0, None], "lesion_id": [[1], [2]]})
+    pq.write_table(table.append_column("age", pa.array([61, None])), tmp_path / "manifest.parquet")
+    shard = table.drop_columns("path").append_column("image", pa.array([b"1", b"2"]))
+    pq.write_table(shard.append_column("age", pa.array(["61", "unknown"])), tmp_path / "shard.parquet")
+    for name in ("manifest", "shard"):
+        listing = list_photos(str(tmp_path / f"{name}.parquet"), 4, "path")
+        assert contents(listing) == {"1": b"1", "2": b"2"}
+        assert listing.photos["patient_id"].to_pylist() == ["7", None]
+        assert listing.photos["lesion_id"].to_pylist() == [None, None]
+        assert listing.photos["age"].to_pylist() == [61, None]
+
+
+def test_a_photo_in_a_shard_without_a_name_or_hash_is_known_by_its_row_and_its_shard(tmp_path: Path) -> None:
+    hashes = [storage.sha256_of(b"0"), None, "", storage.sha256_of(b"another")]
+    table = pa.table({"image_id": ["a", "", None, "d"], "image_sha256": hashes, "image": [b"0", b"1", b"2", b"3"]})
+    pq.write_table(table, tmp_path / "night.pq")
+    listing = list_photos(str(tmp_path / "night.pq"), 4, "path")
+    assert contents(listing) == {"a": b"0", "night.pq#1": b"1", "night.pq#2": b"2", "d": "changed"}
+    versions = listing.photos["file_version"].to_pylist()
+    assert versions[0] == f"sha256:{hashes[0]}"
+    assert versions[1] == versions[2] != ""
+    pq.write_table(table.slice(0, 3), tmp_path / "night.pq")
+    assert set(contents(listing).values()) == {"changed"}
+
+
+def test_a_folder_that_is_called_like_a_file_is_a_folder(place: str) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"id": ["x"], "content": [b"x"]}), buffer)
+    stored(place, "photos.parquet/part-0.snappy.parquet", buffer.getvalue())
+    stored(place, "photos.parquet/_SUCCESS", b"")
+    for uri in (f"{place}/photos.parquet", f"{place}/photos.parquet/"):
+        assert contents(list_photos(uri, 4, "path")) == {"x": b"x"}
+
+
 def test_a_manifest_without_uris_says_what_it_has(tmp_path: Path) -> None:
     uri = stored(str(tmp_path), "night.csv", b"picture,age\na.jpg,3\n")
     with pytest.raises(ConfigError, match=r"no column image_uri.*it has picture, age"):
