@@ -169,9 +169,10 @@ def _list_folder(uri: str, image_id: ImageIdRule) -> pa.Table:
         for path, entry in file_listing.iterate_entries(uri):
             if path.lower().endswith(_COMPRESSED):
                 raise StorageError(f"{storage.join(uri, path)} is compressed and cannot be read in parts: unpack it to a .tar")
-            if _suffix(path) in SHARD_SUFFIXES:
+            suffix = _suffix(path)
+            if suffix in SHARD_SUFFIXES and entry != file_listing.UNKNOWN:
                 shards[path] = entry
-            elif _suffix(path) in SUFFIXES:
+            elif suffix in SHARD_SUFFIXES or suffix in SUFFIXES:
                 yield path, entry
 
     for some in _batched(files(), _ROWS_AT_ONCE):

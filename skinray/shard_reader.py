@@ -71,12 +71,12 @@ def _list_tar(uri: str, name: str, version: str) -> pa.Table:
             for member in archive:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 if member.isfile() and posixpath.splitext(member.name)[1].lower() in SUFFIXES:
-                    members.append((member.name, member.offset_data, member.size))
+                    members.append((storage.escaped(member.name), member.offset_data, member.size))
         # A tar ends with blocks of zeros; tarfile takes one that was cut off between two photos for a whole one.
         file.seek(end)
         whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     columns: dict[str, Any] = {
-        "image_id": [posixpath.join(name, path) for path, _, _ in members],
+        "image_id": [f"{name}/{path}" if name else path for path, _, _ in members],
         "image_uri": [f"{uri}#{path}" for path, _, _ in members],
         "position": [position for _, position, _ in members],
         "file_bytes": [size for _, _, size in members],
@@ -142,8 +142,7 @@ def _unstated(rows: int) -> pa.ChunkedArray:
 
 @contextlib.contextmanager
 def _opened(uri: str, **options: Any) -> Iterator[pq.ParquetFile]:
-    filesystem = storage.arrow_filesystem(uri)
-    with storage.explained(uri, "read"), pq.ParquetFile(storage.path_of(uri), filesystem=filesystem, **options) as file:
+    with storage.explained(uri, "read"), storage.arrow_file(uri) as source, pq.ParquetFile(source, **options) as file:
         yield file
 
 
@@ -222,7 +221,7 @@ def _entry_if_there(uri: str) -> file_listing.Entry:
     try:
         return file_listing.entry_of(uri)
     except StorageError:
-        return file_listing.Entry(0, "")  # reading will say what is wrong with it
+        return file_listing.UNKNOWN
 
 
 def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:

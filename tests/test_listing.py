@@ -149,6 +149,29 @@ def test_a_shard_written_anew_since_it_was_listed_fails_and_gives_no_other_photo
     assert set(contents(listing).values()) == {"changed"}
 
 
+def test_odd_names_and_links_are_photos_like_others(tmp_path: Path) -> None:
+    name = "L\udce4sion.jpg"
+    stored(str(tmp_path), name, b"loose")
+    stored(str(tmp_path), "sh\udce4rd.tar", tar_of({name: b"in a tar"}))
+    pq.write_table(pa.table({"id": ["x"], "content": [b"in Parquet"]}), tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").rename(tmp_path / "sh\udce4rd.parquet")
+    for link in ("itself.jpg", "itself.tar"):
+        (tmp_path / link).symlink_to(tmp_path / link)
+    for link in ("nowhere.jpg", "nowhere.pq"):
+        (tmp_path / link).symlink_to(tmp_path / "none")
+    listing = list_photos(str(tmp_path), 4, "path")
+    write_listing(listing, str(tmp_path / "listing"))
+    assert contents(read_listing(str(tmp_path / "listing"))) == {
+        r"L\xe4sion.jpg": b"loose",
+        r"sh\xe4rd.tar/L\xe4sion.jpg": b"in a tar",
+        "x": b"in Parquet",
+        "itself.jpg": OSError,
+        "itself.tar": OSError,
+        "nowhere.jpg": FileNotFoundError,
+        "nowhere.pq": FileNotFoundError,
+    }
+
+
 def test_a_compressed_shard_is_refused(tmp_path: Path) -> None:
     write_loose(tmp_path)
     stored(str(tmp_path), "a.tar.gz", b"")
