@@ -9,9 +9,10 @@ import contextlib
 import itertools
 import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from skinray import file_listing, storage
 from skinray.errors import ConfigError, ImageError, StorageError
 from skinray.images import SUFFIXES
+from skinray.telemetry import Tally
 
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
 SHARD_SUFFIXES = frozenset({".tar", *PARQUET_SUFFIXES})
@@ -39,11 +41,26 @@ _AT_ONCE = 512
 _ROWS_OF_A_GROUP = 32
 _BUFFER_BYTES = 8 << 20
 _LOOKUPS_AT_ONCE = 32
+# So much of a shard in an object store is fetched with each header while it is listed (s3fs: 50 MB, and so all of it): one call
+# for several small photos, and of photos of a megabyte no more than an eighth.
+_HEADERS_AHEAD = 1 << 17
 SHA256 = "sha256:"
 _SHA256_DIGITS = 64
 
 
-def list_shard(uri: str, name: str, version: str) -> pa.Table | None:
+class ListedShard(NamedTuple):
+    """What a shard holds.
+
+    Attributes:
+        photos: Columns of `skinray.listing.LISTING_SCHEMA` but the index.
+        left_out: Kind of file -> how many of it are no photos.
+    """
+
+    photos: pa.Table
+    left_out: Counter[str]
+
+
+def list_shard(uri: str, name: str, version: str) -> ListedShard | None:
     """The photos of one shard.
 
     Args:
@@ -52,45 +69,67 @@ def list_shard(uri: str, name: str, version: str) -> pa.Table | None:
         version: Of the shard's content.
 
     Returns:
-        Columns of `skinray.listing.LISTING_SCHEMA` but the index; a shard that is damaged has a row of its own at position -1.
-        None for a Parquet file without image bytes, which is no shard.
+        Its photos; a shard that is damaged has a row of its own at position -1. None for a Parquet file without image bytes,
+        which is no shard.
 
     Raises:
         StorageError: Its store does not give it, which says nothing of the shard.
     """
-    if posixpath.splitext(uri)[1].lower() == ".tar":
-        return _list_tar(uri, name, version)
-    return _list_parquet(uri, name, version)
+    if is_parquet(uri):
+        photos = _list_parquet(uri, name, version)
+        return None if photos is None else ListedShard(photos, Counter())
+    return _list_tar(uri, name, version)
 
 
-def _list_tar(uri: str, name: str, version: str) -> pa.Table:
-    members: list[tuple[str, int, int]] = []
+def _list_tar(uri: str, name: str, version: str) -> ListedShard:
+    members: list[tuple[str, int, int]] = []  # name, first byte, size
+    missing: list[str] = []
+    files: dict[str, tuple[int, int]] = {}
+    left_out: Counter[str] = Counter()
     end = 0
-    with storage.reading(uri) as file:
+    with storage.reading(uri, _HEADERS_AHEAD) as file:
         with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if member.isfile() and posixpath.splitext(member.name)[1].lower() in SUFFIXES:
-                    members.append((storage.escaped(member.name), member.offset_data, member.size))
+                end = archive.offset
+                suffix = posixpath.splitext(member.name)[1].lower()
+                if member.isfile():
+                    files[member.name] = (member.offset_data, member.size)
+                elif not member.islnk() and not member.issym():
+                    continue
+                if suffix not in SUFFIXES:
+                    left_out[suffix] += 1
+                elif place := files.get(_target(member)):
+                    members.append((storage.escaped(member.name), *place))
+                else:
+                    missing.append(storage.escaped(member.name))
         # A tar ends with blocks of zeros; tarfile takes one that was cut off between two photos for a whole one.
         file.seek(end)
         whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    # What a link names and the shard has not before it is looked for beside the shard, where nothing lies.
+    rows = [(path, uri, *place) for path, *place in members] + [(path, "", None, None) for path in missing]
     columns: dict[str, Any] = {
-        "image_id": [f"{name}/{path}" if name else path for path, _, _ in members],
-        "image_uri": [f"{uri}#{path}" for path, _, _ in members],
-        "position": [position for _, position, _ in members],
-        "file_bytes": [size for _, _, size in members],
+        "image_id": [f"{name}/{path}" if name else path for path, *_ in rows],
+        "image_uri": [f"{uri}#{path}" for path, *_ in rows],
+        "shard": [shard for _, shard, _, _ in rows],
+        "position": [position for _, _, position, _ in rows],
+        "file_bytes": [size for *_, size in rows],
     }
     if not whole:
-        for column, value in zip(columns.values(), (name or uri, uri, -1, None), strict=True):
+        for column, value in zip(columns.values(), (name or uri, uri, uri, -1, None), strict=True):
             column.append(value)
-    count = len(columns["image_id"])
-    return pa.table({**columns, "shard": [uri] * count, "file_version": [version] * count})
+    return ListedShard(pa.table({**columns, "file_version": [version] * len(columns["image_id"])}), left_out)
+
+
+def _target(member: tarfile.TarInfo) -> str:
+    """The member of a tar whose bytes a file or a link has."""
+    if member.issym():
+        return posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname))
+    return member.linkname if member.islnk() else member.name
 
 
 def _list_parquet(uri: str, name: str, version: str) -> pa.Table | None:
     try:
-        with _opened(uri, pre_buffer=True) as file:
+        with _opened(uri, _HEADERS_AHEAD, pre_buffer=True) as file:
             schema = file.schema_arrow
             if _bytes_column(schema) is None:
                 return None
@@ -141,9 +180,9 @@ def _unstated(rows: int) -> pa.ChunkedArray:
 
 
 @contextlib.contextmanager
-def _opened(uri: str, **options: Any) -> Iterator[pq.ParquetFile]:
-    with storage.explained(uri, "read"), storage.arrow_file(uri) as source, pq.ParquetFile(source, **options) as file:
-        yield file
+def _opened(uri: str, ahead_bytes: int | None = None, **options: Any) -> Iterator[pq.ParquetFile]:
+    with storage.explained(uri, "read"), storage.arrow_file(uri, ahead_bytes) as source:
+        yield pq.ParquetFile(source, **options)
 
 
 def _is_damage(error: Exception) -> bool:
@@ -193,8 +232,12 @@ def read_manifest(uri: str) -> pa.Table:
             uris.append(f"{manifest}#{row}")
         else:
             uris.append(each if "://" in each or each.startswith("/") else storage.join(folder, each))
+    tally = Tally("listing", f"of {len(uris):,} photos looked up")
+    entries = []
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE, thread_name_prefix="lookup") as threads:
-        entries = list(threads.map(_entry_if_there, uris))
+        for entry in threads.map(_entry_if_there, uris):
+            entries.append(entry)
+            tally.advance()
     columns: dict[str, Any] = {
         "written": pa.array(written, pa.string()),
         "image_uri": pa.array(uris, pa.string()),

@@ -102,10 +102,10 @@ def arrow_filesystem(uri: str) -> pyarrow.fs.FileSystem:
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem(uri)))
 
 
-def arrow_file(uri: str) -> pa.NativeFile:
-    """A file for Arrow to read, at any place of it."""
+def arrow_file(uri: str, ahead_bytes: int | None = None) -> pa.NativeFile:
+    """A file for Arrow to read, at any place of it, with `ahead_bytes` as `reading` takes it."""
     if is_remote(uri):
-        return pa.PythonFile(filesystem(uri).open(path_of(uri), "rb"))
+        return pa.PythonFile(filesystem(uri).open(path_of(uri), "rb", block_size=ahead_bytes))
     return pa.OSFile(os.fsencode(path_of(uri)))  # as bytes, because Arrow takes no other names than UTF-8
 
 
@@ -256,9 +256,14 @@ def writing(uri: str) -> Iterator[HashedFile]:
 
 
 @contextlib.contextmanager
-def reading(uri: str) -> Iterator[BinaryIO]:
-    """A file to read bit by bit, at any place of it."""
-    with explained(uri, "read"), filesystem(uri).open(path_of(uri), "rb") as file:
+def reading(uri: str, ahead_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """A file to read bit by bit, at any place of it.
+
+    Args:
+        uri: The file.
+        ahead_bytes: How much to fetch beyond what is asked for, from an object store; as s3fs thinks right unless given.
+    """
+    with explained(uri, "read"), filesystem(uri).open(path_of(uri), "rb", block_size=ahead_bytes) as file:
         yield file
 
 

@@ -102,6 +102,38 @@ def test_a_tar_that_ends_early_gives_what_it_has_and_says_that_it_ends(tmp_path:
     assert len(lost) <= 20 * (1 - share) + 1
 
 
+def test_links_in_a_tar_are_the_photos_that_they_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, kind, target in (
+            ("v1/a.jpg", tarfile.REGTYPE, ""),
+            ("v1/b.heic", tarfile.REGTYPE, ""),
+            ("v2/hard.jpg", tarfile.LNKTYPE, "v1/a.jpg"),
+            ("v2/soft.jpg", tarfile.SYMTYPE, "../v1/b.heic"),
+            ("v2/nothing.jpg", tarfile.SYMTYPE, "a.jpg"),
+            ("v2/itself", tarfile.DIRTYPE, ""),
+            ("v2/c.jpg", tarfile.REGTYPE, ""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname, member.size = kind, target, 4 if kind == tarfile.REGTYPE else 0
+            archive.addfile(member, io.BytesIO(name[-6:].encode()) if member.size else None)
+    listing = list_photos(str(tmp_path / "a.tar"), 4, "stem")
+    assert contents(listing) == {"a": b"/a.j", "hard": b"/a.j", "soft": b"b.he", "c": b"/c.j", "nothing": FileNotFoundError}
+    assert listing.left_out == {".heic": 1}
+
+
+def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
+    write_loose(tmp_path)
+    for name in ("a.heic", "IMG_1", "b.HEIC", ".hidden", "IMG.2", "visit 0/c.jp2", *(f"x.{kind:03d}" for kind in range(20))):
+        stored(str(tmp_path), name, b"x")
+    stored(str(tmp_path), "t.tar", tar_of({"p.jpg": b"x"}))
+    pq.write_table(pa.table({"age": [3]}), tmp_path / "metadata.parquet")
+    left_out = list_photos(str(tmp_path), 4, "path").left_out
+    assert left_out[".heic"] == 2
+    assert left_out["without a suffix"] == 1
+    assert sum(left_out.values()) == 27
+    assert len(left_out) < 20
+
+
 def test_a_row_group_of_any_size_is_never_held_whole(tmp_path: Path) -> None:
     names = [f"photo {number}.jpg" for number in range(640)]
     photos = [bytes([number % 251]) * 100_000 for number in range(640)]
@@ -294,8 +326,11 @@ def test_blocks_are_the_photos_in_order_and_no_more_than_a_fiftieth(rows: int, r
 
 def test_a_written_listing_is_read_as_it_was(tmp_path: Path) -> None:
     write_loose(tmp_path / "photos")
+    stored(str(tmp_path), "photos/a.heic", b"")
     listing = list_photos(str(tmp_path / "photos"), 7, "path")
+    assert listing.left_out == {".heic": 1}
     write_listing(listing, str(tmp_path / "_listing.pq"))
     again = read_listing(str(tmp_path / "_listing.pq"))
     assert again.photos.equals(listing.photos)
     assert (again.rows_per_block, again.rows_per_task) == (listing.rows_per_block, listing.rows_per_task)
+    assert again.left_out == listing.left_out
