@@ -1,8 +1,8 @@
 """Photos in shards and lists that others made: WebDataset's tar, Parquet of image bytes, manifests of URIs.
 
 A shard is listed without reading its photos and read by position afterwards: tar by byte, Parquet by row. A shard that
-changes in between is noticed, and its photos fail; one that cannot be read, or ends in its middle, is a row of its own that
-fails, so that what is missing is told.
+changes in between is noticed, and its photos fail; one that is damaged, or ends in its middle, is a row of its own that
+fails, so that what is missing is told. One that its store does not give is no row: nothing can be listed then.
 """
 
 import contextlib
