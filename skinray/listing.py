@@ -10,8 +10,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from dataclasses import field as attribute
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -74,7 +73,7 @@ class Listing:
     photos: pa.Table
     rows_per_block: int
     rows_per_task: int
-    left_out: Mapping[str, int] = attribute(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -112,13 +111,13 @@ def listed(photos: pa.Table, rows_per_block: int, left_out: Mapping[str, int] | 
 def _complete(photos: pa.Table) -> pa.Table:
     """All columns of LISTING_SCHEMA in their order; what is not there is unknown, and the file its own."""
     columns: list[Any] = []
-    for field in LISTING_SCHEMA:
-        if field.name in photos.column_names:
-            columns.append(photos[field.name].cast(field.type))
-        elif field.name == "shard":
-            columns.append(pa.repeat(pa.scalar("", field.type), len(photos)))
+    for column in LISTING_SCHEMA:
+        if column.name in photos.column_names:
+            columns.append(photos[column.name].cast(column.type))
+        elif column.name == "shard":
+            columns.append(pa.repeat(pa.scalar("", column.type), len(photos)))
         else:
-            columns.append(pa.nulls(len(photos), field.type))
+            columns.append(pa.nulls(len(photos), column.type))
     return pa.table(columns, schema=LISTING_SCHEMA)
 
 
@@ -241,7 +240,10 @@ def _renamed(members: pa.Table, shard: str, image_id: ImageIdRule) -> pa.Table:
     """Photos in tar shards are named as loose ones are; those in Parquet shards have names of their own."""
     if image_id == "path" or _suffix(shard) != ".tar":
         return members
-    names = pa.array(_names(members["image_id"].to_pylist(), image_id), pa.string())
+    ids, positions = (members[column].to_pylist() for column in ("image_id", "position"))
+    renamed = zip(ids, _names(ids, image_id), positions, strict=True)
+    # The row of a shard that is damaged keeps the shard's name: by it the ledger finds the shard again.
+    names = pa.array([one if position == -1 else other for one, other, position in renamed], pa.string())
     return members.set_column(members.column_names.index("image_id"), "image_id", names)
 
 

@@ -91,21 +91,23 @@ def _list_tar(uri: str, name: str, version: str) -> ListedShard:
         with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 end = archive.offset
-                suffix = posixpath.splitext(member.name)[1].lower()
                 if member.isfile():
-                    files[member.name] = (member.offset_data, member.size)
-                elif not member.islnk() and not member.issym():
+                    files[posixpath.normpath(member.name)] = (member.offset_data, member.size)
+                elif member.islnk() or member.issym():
+                    _follow(member, files)
+                else:
                     continue
+                suffix = posixpath.splitext(member.name)[1].lower()
                 if suffix not in SUFFIXES:
                     left_out[suffix] += 1
-                elif place := files.get(_target(member)):
+                elif place := files.get(posixpath.normpath(member.name)):
                     members.append((storage.escaped(member.name), *place))
                 else:
                     missing.append(storage.escaped(member.name))
         # A tar ends with blocks of zeros; tarfile takes one that was cut off between two photos for a whole one.
         file.seek(end)
         whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-    # What a link names and the shard has not before it is looked for beside the shard, where nothing lies.
+    # A link to nothing that stands before it is looked for as a file of its own, which is not there.
     rows = [(path, uri, *place) for path, *place in members] + [(path, "", None, None) for path in missing]
     columns: dict[str, Any] = {
         "image_id": [f"{name}/{path}" if name else path for path, *_ in rows],
@@ -120,11 +122,11 @@ def _list_tar(uri: str, name: str, version: str) -> ListedShard:
     return ListedShard(pa.table({**columns, "file_version": [version] * len(columns["image_id"])}), left_out)
 
 
-def _target(member: tarfile.TarInfo) -> str:
-    """The member of a tar whose bytes a file or a link has."""
-    if member.issym():
-        return posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname))
-    return member.linkname if member.islnk() else member.name
+def _follow(link: tarfile.TarInfo, files: dict[str, tuple[int, int]]) -> None:
+    """Gives a link in a tar the place of the file before it that it names, if there is one."""
+    target = posixpath.join(posixpath.dirname(link.name), link.linkname) if link.issym() else link.linkname
+    if place := files.get(posixpath.normpath(target)):
+        files[posixpath.normpath(link.name)] = place
 
 
 def _list_parquet(uri: str, name: str, version: str) -> pa.Table | None:
