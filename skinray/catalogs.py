@@ -89,7 +89,6 @@ def read_catalog(source: CatalogSource) -> Catalog:
     """
     uri = storage.normalize(source.uri)
     sizes = file_listing.list_files(uri)
-    _check_encodable(uri, sizes)
     files = Files(uri, sizes, source.csv, _own_labels(source.labels))
     listing = LAYOUTS[source.name](files)
     rows = listing.rows
@@ -121,14 +120,6 @@ def read_catalog(source: CatalogSource) -> Catalog:
         }
     )
     return Catalog(photos.sort_values("image_id", ignore_index=True)[list(CATALOG_COLUMNS)], listing.duplicates)
-
-
-def _check_encodable(uri: str, paths: Iterable[str]) -> None:
-    try:
-        "\n".join(paths).encode()
-    except UnicodeEncodeError as error:
-        odd = next(path for path in paths if path.encode(errors="ignore").decode() != path)
-        raise CatalogError(f"{uri}: the name of {odd!a} is no UTF-8: rename the file") from error
 
 
 def _own_labels(labels: Mapping[str, str]) -> dict[str, str]:

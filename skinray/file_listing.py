@@ -22,6 +22,10 @@ class Entry(NamedTuple):
     version: str
 
 
+# Of what is there and cannot be looked up: a link to nothing, to itself or into a closed folder. Reading says what is wrong.
+UNKNOWN = Entry(0, "")
+
+
 def list_files(uri: str) -> dict[str, int]:
     """Every file below a folder or prefix, as `list_entries` has them -> size in bytes."""
     return {path: entry.size for path, entry in list_entries(uri).items()}
@@ -42,8 +46,8 @@ def iterate_entries(uri: str) -> Iterator[tuple[str, Entry]]:
         uri: A folder or prefix.
 
     Yields:
-        Path relative to `uri`, with `/`, in the order of their characters on a disk and in a bucket alike (but where a store
-        keeps no order); and what is known of it without reading it.
+        Path relative to `uri`, with `/`, as `storage.escaped` writes it, in the order of their characters on a disk and in a
+        bucket alike (but where a store keeps no order); and what is known of it without reading it.
 
     Raises:
         StorageError: Nothing is there, or it cannot be read.
@@ -55,8 +59,8 @@ def iterate_entries(uri: str) -> Iterator[tuple[str, Entry]]:
             return
         if not os.path.isdir(root):
             raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
-        for path, entry in _walk(root):
-            yield path[len(root) :].lstrip("/"), entry
+        for path, entry in _walk(root, frozenset()):
+            yield storage.escaped(path[len(root) :].lstrip("/")), entry
 
 
 def entry_of(uri: str) -> Entry:
@@ -74,12 +78,13 @@ def entry_of(uri: str) -> Entry:
 
 
 def _objects(uri: str, root: str) -> Iterator[tuple[str, Entry]]:
-    begin = len(root.partition("/")[2])
+    prefix = root.partition("/")[2]
+    begin = len(prefix) + 1 if prefix else 0
     found = False
     for page in storage.object_store(uri).pages_below(root):
         found = found or bool(page)
         for each in page:
-            path = each["Key"][begin:].lstrip("/")
+            path = each["Key"][begin:]
             # What ends in a slash is the folder that a browser's "new folder" made, and no file.
             if path and not path.endswith("/") and not _is_hidden(path):
                 yield path, Entry(int(each["Size"]), str(each.get("ETag") or each.get("LastModified")).strip('"'))
@@ -87,26 +92,41 @@ def _objects(uri: str, root: str) -> Iterator[tuple[str, Entry]]:
         raise StorageError(f"cannot list {uri}: {'it is not a folder' if storage.exists(uri) else 'it does not exist'}")
 
 
-def _walk(folder: str) -> Iterator[tuple[str, Entry]]:
-    """Every file below a local folder; links count as what they point to, but folders are not followed."""
+def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, Entry]]:
+    """Every file below a local folder; links count as what they point to, but for those to a folder `above` (device, inode)."""
+    about = Path(folder).stat()
+    itself = (about.st_dev, about.st_ino)
+    if itself in above:
+        return
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if not _is_hidden(entry.name):
                 # With its slash a folder stands where its files do in the order of all paths: "a.jpg", "a/b.jpg", "a0.jpg".
-                names.append(f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name)
+                names.append(f"{entry.name}/" if _is_folder(entry) else entry.name)
     names.sort()
     for name in names:
         path = os.path.join(folder, name)
         if name.endswith("/"):
-            yield from _walk(path)
-        else:
-            try:
-                about = Path(path).stat()
-            except FileNotFoundError:
-                continue  # deleted meanwhile, or a link to nothing
-            if stat.S_ISREG(about.st_mode):
-                yield path, Entry(about.st_size, str(about.st_mtime_ns))
+            yield from _walk(path, above | {itself})
+        elif found := _looked_up(path):
+            yield path, found
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a closed folder
+        return False
+
+
+def _looked_up(path: str) -> Entry | None:
+    """A local file; None for what is none, or was deleted meanwhile."""
+    try:
+        about = Path(path).stat()
+    except OSError as error:
+        return None if isinstance(error, FileNotFoundError) and not Path(path).is_symlink() else UNKNOWN
+    return Entry(about.st_size, str(about.st_mtime_ns)) if stat.S_ISREG(about.st_mode) else None
 
 
 def _is_hidden(relative_path: str) -> bool:

@@ -8,14 +8,17 @@ is scored again, and one that was not published never counts.
 """
 
 import datetime
+import posixpath
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from skinray import file_listing, storage
 from skinray.listing import Listing
+from skinray.shard_reader import SHARD_SUFFIXES
 
 LEDGER_NAME = "_ledger.pq"
 _STARTED_KEY = b"started_at"
@@ -90,24 +93,42 @@ def select(listed: pa.Table, ledger: pa.Table, selection: Selection) -> pa.Table
         listed: Rows of `skinray.listing.LISTING_SCHEMA`.
         ledger: From `read_ledger`.
         selection: all; new: without those that are known as they are, whatever became of them; failed,
-            refused: those whose newest row says so, as their files are now.
+            refused: those whose newest row says so, as their files are now; and the new ones of a shard whose row says so.
 
     Returns:
         Rows of `listed`, in its order.
     """
-    if selection == "new":
-        chosen = _matchable(listed.select(["index", *_KEY])).join(
-            _matchable(ledger.select(_KEY)), list(_KEY), join_type="left anti"
-        )
-    elif selection == "all":
+    if selection == "all":
         return listed
-    else:
-        again = ledger.filter(pa.compute.equal(ledger["status"], selection)).select(["image_id"])
-        chosen = listed.select(["index", "image_id"]).join(again, "image_id", join_type="left semi")
-    return listed.take(chosen["index"].sort())
+    chosen = _unknown(listed, ledger)
+    if selection == "new":
+        return listed.take(chosen["index"].sort())
+    again = ledger.filter(pc.equal(ledger["status"], selection))["image_id"]
+    # The photos of a shard that could not be read, and is whole now, have other names than its row had.
+    of_shards = chosen.filter(pc.is_in(chosen["shard"], _shards_named(listed, again)))
+    return listed.filter(pc.or_(pc.is_in(listed["image_id"], again), pc.is_in(listed["index"], of_shards["index"])))
+
+
+def _unknown(listed: pa.Table, ledger: pa.Table) -> pa.Table:
+    """The photos that no run has as they are now: index and shard, in any order."""
+    files = _matchable(listed.select(["index", "shard", *_KEY]))
+    return files.join(_matchable(ledger.select(_KEY)), list(_KEY), join_type="left anti").select(["index", "shard"])
+
+
+def _shards_named(listed: pa.Table, image_ids: pa.ChunkedArray) -> pa.Array:
+    """The shards of a listing that a row of their own may stand for: it is named as the shard's URI ends."""
+    names = {name for name in image_ids.to_pylist() if posixpath.splitext(name)[1].lower() in SHARD_SUFFIXES}
+    shards = [shard for shard in pc.unique(listed["shard"]).to_pylist() if names & _ends(shard)]
+    return pa.array(shards, pa.string())
+
+
+def _ends(uri: str) -> set[str]:
+    """ "s3://a/b.tar" -> itself, "a/b.tar" and "b.tar"."""
+    parts = uri.split("/")
+    return {"/".join(parts[first:]) for first in range(len(parts))}
 
 
 def _matchable(table: pa.Table) -> pa.Table:
     """With a number for an unknown size, because Arrow joins no null to a null."""
-    sizes = pa.compute.fill_null(table["file_bytes"], -1)
+    sizes = pc.fill_null(table["file_bytes"], -1)
     return table.set_column(table.column_names.index("file_bytes"), "file_bytes", sizes)

@@ -5,9 +5,12 @@ shards, prepared data sets and manifests all come to this table; `skinray.photos
 """
 
 import itertools
+import json
 import posixpath
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -18,8 +21,9 @@ from skinray import file_listing, storage
 from skinray.config import SplitName
 from skinray.errors import ConfigError, StorageError
 from skinray.images import SUFFIXES
-from skinray.shard_reader import SHARD_SUFFIXES, holds_photos, list_shard, read_manifest
+from skinray.shard_reader import SHARD_SUFFIXES, ListedShard, list_shard, read_manifest
 from skinray.shards import SPLITS, PreparedDataset, is_dataset, open_dataset
+from skinray.telemetry import Tally
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -45,7 +49,11 @@ _WHOLE_BATCHES = 32
 # Of few photos there are about so many tasks, so that decoding and scoring overlap.
 _LEAST_TASKS = 8
 _ROWS_AT_ONCE = 1 << 16
-_BLOCK_KEY, _TASK_KEY = b"rows_per_block", b"rows_per_task"
+_BLOCK_KEY, _TASK_KEY, _LEFT_OUT_KEY = b"rows_per_block", b"rows_per_task", b"left_out"
+# Headers are waited for more than worked on; each shard's list is small.
+_SHARDS_AT_ONCE = 8
+_KINDS_NAMED = 10
+_OTHER_KINDS = "of other kinds"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 ImageIdRule = Literal["path", "stem"]
@@ -59,11 +67,13 @@ class Listing:
         photos: Rows of LISTING_SCHEMA; `index` counts them.
         rows_per_block: Photos that are scored and written as one.
         rows_per_task: Photos that are read and decoded in one task: a whole number of blocks.
+        left_out: Kind of file, as ".json", "without a suffix" -> how many of it lie in the input and are not listed.
     """
 
     photos: pa.Table
     rows_per_block: int
     rows_per_task: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -81,32 +91,33 @@ class Listing:
         return {start: min(self.rows_per_block, self.rows - start) for start in starts}
 
 
-def listed(photos: pa.Table, rows_per_block: int) -> Listing:
+def listed(photos: pa.Table, rows_per_block: int, left_out: Mapping[str, int] | None = None) -> Listing:
     """A job's photos, cut into blocks.
 
     Args:
         photos: Columns of LISTING_SCHEMA, at least image_id and image_uri; what is missing is unknown. Numbered here.
         rows_per_block: Most photos in one block; of few photos there are fewer, so that what a killed run loses is no more than
             a fiftieth of it.
+        left_out: As `Listing` has it; nothing unless given.
     """
     numbered = photos.drop_columns(["index"]) if "index" in photos.column_names else photos
     numbered = _complete(numbered.append_column("index", pa.array(range(len(photos)), pa.int64())))
     block = min(rows_per_block, max(1, len(photos) // _LEAST_BLOCKS))
     block -= block % _WHOLE_BATCHES if block > _WHOLE_BATCHES else 0
     task = min(rows_per_block, max(block, len(photos) // _LEAST_TASKS))
-    return Listing(numbered, block, max(1, task // block) * block)
+    return Listing(numbered, block, max(1, task // block) * block, left_out or {})
 
 
 def _complete(photos: pa.Table) -> pa.Table:
     """All columns of LISTING_SCHEMA in their order; what is not there is unknown, and the file its own."""
     columns: list[Any] = []
-    for field in LISTING_SCHEMA:
-        if field.name in photos.column_names:
-            columns.append(photos[field.name].cast(field.type))
-        elif field.name == "shard":
-            columns.append(pa.repeat(pa.scalar("", field.type), len(photos)))
+    for column in LISTING_SCHEMA:
+        if column.name in photos.column_names:
+            columns.append(photos[column.name].cast(column.type))
+        elif column.name == "shard":
+            columns.append(pa.repeat(pa.scalar("", column.type), len(photos)))
         else:
-            columns.append(pa.nulls(len(photos), field.type))
+            columns.append(pa.nulls(len(photos), column.type))
     return pa.table(columns, schema=LISTING_SCHEMA)
 
 
@@ -124,16 +135,17 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: ImageIdRule) -> L
         ConfigError: Two photos have one name.
     """
     suffix = _suffix(input_uri)
-    if suffix in SHARD_SUFFIXES or suffix == ".csv":
-        photos = _list_file(input_uri, image_id)
+    left_out: Counter[str] = Counter()
+    if (suffix in SHARD_SUFFIXES or suffix == ".csv") and not storage.is_folder(input_uri):
+        photos = _list_file(input_uri, image_id, left_out)
     elif is_dataset(input_uri):
         photos = _list_dataset(open_dataset(input_uri), SPLITS)
     else:
-        photos = _list_folder(input_uri, image_id)
+        photos = _list_folder(input_uri, image_id, left_out)
     if not len(photos):
         raise StorageError(f"{input_uri} lists no photos")
     _check_names(photos["image_id"], input_uri, image_id)
-    return listed(photos, rows_per_block)
+    return listed(photos, rows_per_block, _in_words(left_out))
 
 
 def list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...], rows_per_block: int = 192) -> Listing:
@@ -143,40 +155,63 @@ def list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...], rows_p
 
 def _list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...]) -> pa.Table:
     shards = [storage.join(dataset.uri, file.path) for split in splits for file in dataset.files(split)]
-    return pa.concat_tables(_complete(list_shard(uri, "", "")) for uri in shards)
+    return pa.concat_tables(_complete(shard.photos) for shard in _list_shards([(uri, "", "") for uri in shards]) if shard)
 
 
-def _list_file(uri: str, image_id: ImageIdRule) -> pa.Table:
+def _list_shards(shards: Sequence[tuple[str, str, str]]) -> list[ListedShard | None]:
+    """What `list_shard` says of some, listed side by side, in their order."""
+    tally = Tally("listing", f"of {len(shards):,} shards")
+    found = []
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE, thread_name_prefix="list") as threads:
+        for shard in threads.map(lambda shard: list_shard(*shard), shards):
+            found.append(shard)
+            tally.advance()
+    return found
+
+
+def _list_file(uri: str, image_id: ImageIdRule, left_out: Counter[str]) -> pa.Table:
     """A shard alone, or a manifest."""
-    if _suffix(uri) == ".csv" or (_suffix(uri) != ".tar" and not holds_photos(uri)):
-        photos = read_manifest(uri)
-        if "image_id" not in photos.column_names:
-            photos = photos.append_column("image_id", pa.array(_names(photos["written"].to_pylist(), image_id), pa.string()))
-        return _complete(photos.drop_columns(["written"]))
-    members = _complete(list_shard(uri, posixpath.basename(uri), file_listing.entry_of(uri).version))
-    return _renamed(members, image_id)
+    if _suffix(uri) != ".csv":
+        shard = list_shard(uri, posixpath.basename(uri), file_listing.entry_of(uri).version)
+        if shard is not None:
+            left_out.update(shard.left_out)
+            return _renamed(_complete(shard.photos), uri, image_id)
+    photos = read_manifest(uri)
+    stated = photos["image_id"].to_pylist() if "image_id" in photos.column_names else itertools.repeat(None)
+    derived = _names([written or "" for written in photos["written"].to_pylist()], image_id)
+    pairs = zip(stated, derived, strict=False)
+    names = [one or other or f"{posixpath.basename(uri)}#{row}" for row, (one, other) in enumerate(pairs)]
+    kept = [name for name in photos.column_names if name not in ("image_id", "written")]
+    return _complete(photos.select(kept).append_column("image_id", pa.array(names, pa.string())))
 
 
-def _list_folder(uri: str, image_id: ImageIdRule) -> pa.Table:
+def _list_folder(uri: str, image_id: ImageIdRule, left_out: Counter[str]) -> pa.Table:
     """Loose photos, and those in shards, at any depth."""
-    loose, shards = [], {}
+    loose, shards, inside = [], {}, []
+    tally = Tally("listing", "files")
 
     def files() -> Iterator[tuple[str, file_listing.Entry]]:
         for path, entry in file_listing.iterate_entries(uri):
+            tally.advance()
             if path.lower().endswith(_COMPRESSED):
                 raise StorageError(f"{storage.join(uri, path)} is compressed and cannot be read in parts: unpack it to a .tar")
-            if _suffix(path) in SHARD_SUFFIXES:
+            suffix = _suffix(path)
+            if suffix in SHARD_SUFFIXES and entry != file_listing.UNKNOWN:
                 shards[path] = entry
-            elif _suffix(path) in SUFFIXES:
+            elif suffix in SHARD_SUFFIXES or suffix in SUFFIXES:
                 yield path, entry
+            else:
+                left_out[suffix] += 1
 
     for some in _batched(files(), _ROWS_AT_ONCE):
         loose.append(_loose(uri, some, image_id))
-    inside = [
-        _renamed(_complete(list_shard(storage.join(uri, path), path, entry.version)), image_id)
-        for path, entry in sorted(shards.items())
-        if _suffix(path) == ".tar" or holds_photos(storage.join(uri, path))
-    ]
+    listings = _list_shards([(storage.join(uri, path), path, entry.version) for path, entry in sorted(shards.items())])
+    for path, shard in zip(sorted(shards), listings, strict=True):
+        if shard is None:
+            left_out[f"{_suffix(path)} without photos"] += 1
+        else:
+            left_out.update(shard.left_out)
+            inside.append(_renamed(_complete(shard.photos), path, image_id))
     if not loose and not inside:
         raise StorageError(
             f"{uri} holds no image files ({', '.join(sorted(SUFFIXES))}), no .tar and no Parquet file with image bytes"
@@ -201,11 +236,14 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield some
 
 
-def _renamed(members: pa.Table, image_id: ImageIdRule) -> pa.Table:
+def _renamed(members: pa.Table, shard: str, image_id: ImageIdRule) -> pa.Table:
     """Photos in tar shards are named as loose ones are; those in Parquet shards have names of their own."""
-    if image_id == "path" or not len(members) or _suffix(members["shard"][0].as_py()) != ".tar":
+    if image_id == "path" or _suffix(shard) != ".tar":
         return members
-    names = pa.array(_names(members["image_id"].to_pylist(), image_id), pa.string())
+    ids, positions = (members[column].to_pylist() for column in ("image_id", "position"))
+    renamed = zip(ids, _names(ids, image_id), positions, strict=True)
+    # The row of a shard that is damaged keeps the shard's name: by it the ledger finds the shard again.
+    names = pa.array([one if position == -1 else other for one, other, position in renamed], pa.string())
     return members.set_column(members.column_names.index("image_id"), "image_id", names)
 
 
@@ -214,8 +252,6 @@ def _names(paths: list[str], image_id: ImageIdRule) -> list[str]:
 
 
 def _check_names(names: pa.ChunkedArray, input_uri: str, image_id: ImageIdRule) -> None:
-    if names.null_count:
-        raise ConfigError(f"{input_uri}: {names.null_count:,} photos have no image_id")
     counts = pc.value_counts(names)
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(repeated):
@@ -223,19 +259,31 @@ def _check_names(names: pa.ChunkedArray, input_uri: str, image_id: ImageIdRule) 
         raise ConfigError(f"{input_uri}: {len(repeated):,} names stand twice, the first is {repeated[0].as_py()!r}; {advice}")
 
 
+def _in_words(left_out: Counter[str]) -> dict[str, int]:
+    """The most frequent kinds under names that a person reads, and how many others there are."""
+    named = {kind or "without a suffix": count for kind, count in left_out.most_common(_KINDS_NAMED)}
+    others = left_out.total() - sum(named.values())
+    return {**named, _OTHER_KINDS: others} if others else named
+
+
 def write_listing(listing: Listing, uri: str) -> None:
     """Writes down a listing."""
-    sizes = {_BLOCK_KEY: str(listing.rows_per_block), _TASK_KEY: str(listing.rows_per_task)}
+    known = {
+        _BLOCK_KEY: str(listing.rows_per_block),
+        _TASK_KEY: str(listing.rows_per_task),
+        _LEFT_OUT_KEY: json.dumps(listing.left_out),
+    }
     with storage.writing(uri) as file:
-        pq.write_table(listing.photos.replace_schema_metadata(sizes), file, compression="zstd", row_group_size=_ROWS_AT_ONCE)
+        pq.write_table(listing.photos.replace_schema_metadata(known), file, compression="zstd", row_group_size=_ROWS_AT_ONCE)
 
 
 def read_listing(uri: str) -> Listing:
     """What `write_listing` wrote: the same photos in the same blocks."""
     with storage.reading(uri) as file:
         table = pq.read_table(file)
-    sizes = table.schema.metadata
-    return Listing(table.replace_schema_metadata(None), int(sizes[_BLOCK_KEY]), int(sizes[_TASK_KEY]))
+    known = table.schema.metadata
+    left_out = json.loads(known.get(_LEFT_OUT_KEY, "{}"))
+    return Listing(table.replace_schema_metadata(None), int(known[_BLOCK_KEY]), int(known[_TASK_KEY]), left_out)
 
 
 def _suffix(path: str) -> str:

@@ -14,6 +14,7 @@ The run is published when every listed photo is one row.
 import dataclasses
 import datetime
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -66,18 +67,20 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary
         write_ledger(run_uri, listing, files, now)
         if settings.isic_csv:
             _write_isic_csv(bundle, run_uri, files)
-        _publish(bundle, settings, now, summary, files)
+        _publish(bundle, settings, now, summary, files, listing.left_out)
     return summary
 
 
 def choose_photos(settings: ScoreSettings, model_id: str) -> tuple[Listing, int]:
     """The photos that a command is to score, perhaps none, and how many others of the input need nothing."""
     listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
+    if listing.left_out:
+        say("score: left out: " + ", ".join(f"{count:,} {kind}" for kind, count in listing.left_out.items()))
     if not settings.only_new and not settings.retry:
         return listing, 0
     chosen = select(listing.photos, read_ledger(settings.output, model_id), settings.retry or "new")
     say(f"score: {listing.rows - len(chosen):,} of {listing.rows:,} photos need nothing")
-    return listed(chosen, settings.rows_per_block), listing.rows - len(chosen)
+    return listed(chosen, settings.rows_per_block, listing.left_out), listing.rows - len(chosen)
 
 
 def _noted(listing: Listing, uri: str) -> Listing:
@@ -94,6 +97,7 @@ def _publish(
     now: datetime.datetime,
     summary: RunSummary,
     files: list[dict[str, Any]],
+    left_out: Mapping[str, int],
 ) -> None:
     records = [name for name in (LISTING_NAME, LEDGER_NAME, ISIC_NAME) if storage.exists(storage.join(summary.uri, name))]
     manifest = {
@@ -117,6 +121,7 @@ def _publish(
         "previous": previous_run(settings.output),
         "resumed_rows": summary.resumed_rows,
         "skipped_rows": summary.skipped_rows,
+        "left_out": dict(left_out),
         "settings": settings.recorded(),
     }
     storage.publish_folder(summary.uri, manifest)

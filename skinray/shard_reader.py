@@ -1,17 +1,18 @@
 """Photos in shards and lists that others made: WebDataset's tar, Parquet of image bytes, manifests of URIs.
 
 A shard is listed without reading its photos and read by position afterwards: tar by byte, Parquet by row. A shard that
-changes in between is noticed, and its photos fail; one that cannot be read, or ends in its middle, is a row of its own that
-fails, so that what is missing is told.
+changes in between is noticed, and its photos fail; one that is damaged, or ends in its middle, is a row of its own that
+fails, so that what is missing is told. One that its store does not give is no row: nothing can be listed then.
 """
 
 import contextlib
 import itertools
 import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from skinray import file_listing, storage
 from skinray.errors import ConfigError, ImageError, StorageError
 from skinray.images import SUFFIXES
+from skinray.telemetry import Tally
 
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
 SHARD_SUFFIXES = frozenset({".tar", *PARQUET_SUFFIXES})
@@ -40,10 +42,26 @@ _BYTES_OF_UNKNOWN = 8 << 20
 _ROWS_OF_A_GROUP = 32
 _BUFFER_BYTES = 8 << 20
 _LOOKUPS_AT_ONCE = 32
+# So much of a shard in an object store is fetched with each header while it is listed (s3fs: 50 MB, and so all of it): one call
+# for several small photos, and of photos of a megabyte no more than an eighth.
+_HEADERS_AHEAD = 1 << 17
 SHA256 = "sha256:"
+_SHA256_DIGITS = 64
 
 
-def list_shard(uri: str, name: str, version: str) -> pa.Table:
+class ListedShard(NamedTuple):
+    """What a shard holds.
+
+    Attributes:
+        photos: Columns of `skinray.listing.LISTING_SCHEMA` but the index.
+        left_out: Kind of file -> how many of it are no photos.
+    """
+
+    photos: pa.Table
+    left_out: Counter[str]
+
+
+def list_shard(uri: str, name: str, version: str) -> ListedShard | None:
     """The photos of one shard.
 
     Args:
@@ -52,88 +70,128 @@ def list_shard(uri: str, name: str, version: str) -> pa.Table:
         version: Of the shard's content.
 
     Returns:
-        Columns of `skinray.listing.LISTING_SCHEMA` but the index; a shard that cannot be read to its end has a row of its own
-        at position -1.
+        Its photos; a shard that is damaged has a row of its own at position -1. None for a Parquet file without image bytes,
+        which is no shard.
+
+    Raises:
+        StorageError: Its store does not give it, which says nothing of the shard.
     """
-    if posixpath.splitext(uri)[1].lower() == ".tar":
-        return _list_tar(uri, name, version)
-    return _list_parquet(uri, name, version)
+    if is_parquet(uri):
+        photos = _list_parquet(uri, name, version)
+        return None if photos is None else ListedShard(photos, Counter())
+    return _list_tar(uri, name, version)
 
 
-def _list_tar(uri: str, name: str, version: str) -> pa.Table:
-    members: list[tuple[str, int, int]] = []
+def _list_tar(uri: str, name: str, version: str) -> ListedShard:
+    members: list[tuple[str, int, int]] = []  # name, first byte, size
+    missing: list[str] = []
+    files: dict[str, tuple[int, int]] = {}
+    left_out: Counter[str] = Counter()
     end = 0
-    with storage.reading(uri) as file:
+    with storage.reading(uri, _HEADERS_AHEAD) as file:
         with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if member.isfile() and posixpath.splitext(member.name)[1].lower() in SUFFIXES:
-                    members.append((member.name, member.offset_data, member.size))
+                end = archive.offset
+                if member.isfile():
+                    files[posixpath.normpath(member.name)] = (member.offset_data, member.size)
+                elif member.islnk() or member.issym():
+                    _follow(member, files)
+                else:
+                    continue
+                suffix = posixpath.splitext(member.name)[1].lower()
+                if suffix not in SUFFIXES:
+                    left_out[suffix] += 1
+                elif place := files.get(posixpath.normpath(member.name)):
+                    members.append((storage.escaped(member.name), *place))
+                else:
+                    missing.append(storage.escaped(member.name))
         # A tar ends with blocks of zeros; tarfile takes one that was cut off between two photos for a whole one.
         file.seek(end)
         whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    # A link to nothing that stands before it is looked for as a file of its own, which is not there.
+    rows = [(path, uri, *place) for path, *place in members] + [(path, "", None, None) for path in missing]
     columns: dict[str, Any] = {
-        "image_id": [posixpath.join(name, path) for path, _, _ in members],
-        "image_uri": [f"{uri}#{path}" for path, _, _ in members],
-        "position": [position for _, position, _ in members],
-        "file_bytes": [size for _, _, size in members],
+        "image_id": [f"{name}/{path}" if name else path for path, *_ in rows],
+        "image_uri": [f"{uri}#{path}" for path, *_ in rows],
+        "shard": [shard for _, shard, _, _ in rows],
+        "position": [position for _, _, position, _ in rows],
+        "file_bytes": [size for *_, size in rows],
     }
     if not whole:
-        for column, value in zip(columns.values(), (name or uri, uri, -1, None), strict=True):
+        for column, value in zip(columns.values(), (name or uri, uri, uri, -1, None), strict=True):
             column.append(value)
-    count = len(columns["image_id"])
-    return pa.table({**columns, "shard": [uri] * count, "file_version": [version] * count})
+    return ListedShard(pa.table({**columns, "file_version": [version] * len(columns["image_id"])}), left_out)
 
 
-def holds_photos(uri: str) -> bool:
-    """True for a Parquet file with image bytes, and for one that cannot be read: it may have held some."""
+def _follow(link: tarfile.TarInfo, files: dict[str, tuple[int, int]]) -> None:
+    """Gives a link in a tar the place of the file before it that it names, if there is one."""
+    target = posixpath.join(posixpath.dirname(link.name), link.linkname) if link.issym() else link.linkname
+    if place := files.get(posixpath.normpath(target)):
+        files[posixpath.normpath(link.name)] = place
+
+
+def _list_parquet(uri: str, name: str, version: str) -> pa.Table | None:
     try:
-        with _opened(uri) as file:
-            return _bytes_column(file.schema_arrow) is not None
-    except (pa.ArrowException, OSError):
-        return True
-
-
-def _list_parquet(uri: str, name: str, version: str) -> pa.Table:
-    try:
-        with _opened(uri, pre_buffer=True) as file:
+        with _opened(uri, _HEADERS_AHEAD, pre_buffer=True) as file:
             schema = file.schema_arrow
+            if _bytes_column(schema) is None:
+                return None
             known = [column for column in (*_TEXT_COLUMNS, "age", "image_sha256") if column in schema.names]
             ids = next((column for column in _ID_COLUMNS if column in schema.names), None)
             table = file.read(columns=[*known, *([ids] if ids else [])])
             rows = file.metadata.num_rows
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, StorageError) as error:
+        if not _is_damage(error):
+            raise
+        # Whatever it held: it may have been photos.
         return pa.table(
             {"image_id": [name or uri], "image_uri": [uri], "shard": [uri], "position": [-1], "file_version": [version]}
         )
-    own = table[ids].cast(pa.string()) if ids else pa.array([f"{name}#{row}" for row in range(rows)])
-    if "image_sha256" in known:
-        versions: Any = pc.binary_join_element_wise(SHA256, table["image_sha256"].cast(pa.string()), "")
-    else:
-        versions = pa.array([version] * rows, pa.string())
+    own = pc.coalesce(_text(table[ids]) if ids else _unstated(rows), pa.array([f"{name or uri}#{row}" for row in range(rows)]))
+    hashes = _text(table["image_sha256"]) if "image_sha256" in known else _unstated(rows)
+    hashed = pc.if_else(pc.equal(pc.utf8_length(hashes), _SHA256_DIGITS), pc.binary_join_element_wise(SHA256, hashes, ""), None)
     columns = {
         "image_id": own,
         "image_uri": pc.binary_join_element_wise(uri, own, "#"),
         "shard": pa.array([uri] * rows, pa.string()),
         "position": pa.array(range(rows), pa.int64()),
-        "file_version": versions,
+        "file_version": pc.coalesce(hashed, pa.scalar(version)),
     }
     return pa.table({**columns, **_known(table)})
 
 
 def _known(table: pa.Table) -> dict[str, Any]:
-    """What a table says of its photos; a column of another kind than expected says nothing."""
-    known: dict[str, Any] = {}
-    for name in _TEXT_COLUMNS:
-        if name in table.column_names and not pa.types.is_nested(table.schema.field(name).type):
-            known[name] = table[name].cast(pa.string())
-    if "age" in table.column_names and pa.types.is_primitive(table.schema.field("age").type):
-        known["age"] = table["age"].cast(pa.float32())
+    """What a table says of its photos."""
+    known: dict[str, Any] = {name: _text(table[name]) for name in _TEXT_COLUMNS if name in table.column_names}
+    if "age" in table.column_names:
+        ages = pd.to_numeric(_text(table["age"]).to_pandas(), errors="coerce")
+        known["age"] = pa.array(ages.to_numpy(np.float32), from_pandas=True)
     return known
 
 
-def _opened(uri: str, **options: Any) -> pq.ParquetFile:
-    return pq.ParquetFile(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri), **options)
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of any kind as text; null where it is empty, and all of it when it is of a kind that cannot be written so."""
+    try:
+        text = column.cast(pa.string())
+    except pa.ArrowException:
+        return _unstated(len(column))
+    return pc.if_else(pc.equal(text, ""), None, text)
+
+
+def _unstated(rows: int) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(rows, pa.string())])
+
+
+@contextlib.contextmanager
+def _opened(uri: str, ahead_bytes: int | None = None, **options: Any) -> Iterator[pq.ParquetFile]:
+    with storage.explained(uri, "read"), storage.arrow_file(uri, ahead_bytes) as source:
+        yield pq.ParquetFile(source, **options)
+
+
+def _is_damage(error: Exception) -> bool:
+    """True for what Arrow says of the bytes that it was given; a store's failures have another type, a number or a cause."""
+    said = error.__cause__
+    return isinstance(error, pa.ArrowException) or (type(said) is OSError and said.errno is None and said.__cause__ is None)
 
 
 def _bytes_column(schema: pa.Schema) -> str | None:
@@ -156,43 +214,51 @@ def read_manifest(uri: str) -> pa.Table:
             manifest's folder, and as it likes image_id, label, patient_id, lesion_id, age, sex and site.
 
     Returns:
-        Columns of `skinray.listing.LISTING_SCHEMA`, as many as are known, and `written`, the URI as it stands there. A file
-        that is not there is a row nevertheless.
+        Columns of `skinray.listing.LISTING_SCHEMA`, as many as are known, null where nothing is stated, and `written`, the URI
+        as it stands there. A file that is not there is a row nevertheless, and so is a row that names none: it is called
+        MANIFEST#ROW, from 0, where nothing lies.
 
     Raises:
         ConfigError: It has no such column.
         StorageError: It cannot be read.
     """
     table = _read_table(uri)
-    column = next((name for name in MANIFEST_URI_COLUMNS if name in table.columns), None)
+    column = next((name for name in MANIFEST_URI_COLUMNS if name in table.column_names), None)
     if column is None:
-        raise ConfigError(f"{uri} has no column {' or '.join(MANIFEST_URI_COLUMNS)}; it has {', '.join(map(str, table.columns))}")
-    written = table[column].astype(str).tolist()
-    folder = posixpath.dirname(storage.normalize(uri))
-    uris = [each if "://" in each or each.startswith("/") else storage.join(folder, each) for each in written]
+        raise ConfigError(f"{uri} has no column {' or '.join(MANIFEST_URI_COLUMNS)}; it has {', '.join(table.column_names)}")
+    written = [each if each and each.strip() else None for each in _text(table[column]).to_pylist()]
+    manifest = storage.normalize(uri)
+    folder = posixpath.dirname(manifest)
+    uris = []
+    for row, each in enumerate(written):
+        if each is None:
+            uris.append(f"{manifest}#{row}")
+        else:
+            uris.append(each if "://" in each or each.startswith("/") else storage.join(folder, each))
+    tally = Tally("listing", f"of {len(uris):,} photos looked up")
+    entries = []
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE, thread_name_prefix="lookup") as threads:
-        entries = list(threads.map(_entry_if_there, uris))
-    known = {name: table[name].tolist() for name in ("image_id", *_TEXT_COLUMNS) if name in table}
+        for entry in threads.map(_entry_if_there, uris):
+            entries.append(entry)
+            tally.advance()
     columns: dict[str, Any] = {
         "written": pa.array(written, pa.string()),
         "image_uri": pa.array(uris, pa.string()),
         "file_bytes": pa.array([entry.size for entry in entries], pa.int64()),
         "file_version": pa.array([entry.version for entry in entries], pa.string()),
-        **{name: pa.array([text if isinstance(text, str) and text else None for text in of]) for name, of in known.items()},
+        **_known(table),
     }
-    if "age" in table:
-        ages = pd.to_numeric(table["age"], errors="coerce").to_numpy(np.float32)
-        columns["age"] = pa.array(ages, from_pandas=True)
+    if "image_id" in table.column_names:
+        columns["image_id"] = _text(table["image_id"])
     return pa.table(columns)
 
 
-def _read_table(uri: str) -> pd.DataFrame:
+def _read_table(uri: str) -> pa.Table:
     try:
         with storage.reading(uri) as file:
-            if posixpath.splitext(uri)[1].lower() in PARQUET_SUFFIXES:
-                found: pd.DataFrame = pd.read_parquet(file)
-                return found
-            return pd.read_csv(file, dtype=str, keep_default_na=False)
+            if is_parquet(uri):
+                return pq.read_table(file)
+            return pa.Table.from_pandas(pd.read_csv(file, dtype=str, keep_default_na=False), preserve_index=False)
     except (ValueError, pa.ArrowException) as error:
         raise StorageError(f"cannot read the manifest {uri}: {' '.join(str(error).split())}") from error
 
@@ -201,7 +267,7 @@ def _entry_if_there(uri: str) -> file_listing.Entry:
     try:
         return file_listing.entry_of(uri)
     except StorageError:
-        return file_listing.Entry(0, "")  # reading will say what is wrong with it
+        return file_listing.UNKNOWN
 
 
 def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:
@@ -263,8 +329,9 @@ def _cause(error: Exception) -> Exception:
 def _read_from_shard(shard: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:
     whole = [row for row in rows if row["position"] >= 0]  # the row of what could not be listed stands behind the others
     if whole:
-        version = whole[0]["file_version"]
-        if not version.startswith(SHA256) and file_listing.entry_of(shard).version != version:
+        # Photos whose hash is not stated are known by the version of their shard.
+        version = next((row["file_version"] for row in whole if not row["file_version"].startswith(SHA256)), None)
+        if version is not None and file_listing.entry_of(shard).version != version:
             raise ImageError("changed", "the shard was written anew since it was listed")
         yield from _read_parquet(shard, whole) if is_parquet(shard) else _read_tar(shard, whole)
     for _ in rows[len(whole) :]:

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fsspec
 import pandas as pd
+import pyarrow as pa
 import pyarrow.fs
 
 from skinray.errors import OutputExistsError, StorageError
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "_manifest.json"
 INCOMPLETE_NAME = "_incomplete.json"
+# In local URIs: a byte of a file name that is no UTF-8, or a backslash that only looks like the beginning of such a byte.
+_ESCAPED = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
 
 
 def is_remote(uri: str) -> bool:
@@ -48,12 +52,27 @@ def normalize(uri: str) -> str:
         if not rest.strip("/") or rest.startswith("/"):
             raise StorageError(f"{uri!r} names no bucket: write {scheme}://BUCKET/PATH")
         return uri.rstrip("/")
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    return _escaped_bytes(os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
 
 
 def join(uri: str, *parts: str) -> str:
     """The URI of something below `uri`."""
-    return posixpath.join(normalize(uri), *parts)
+    normal = normalize(uri)
+    # A key may begin with a slash below its prefix; on a disk such a path is another one's.
+    return "/".join([normal, *parts]) if is_remote(normal) and "".join(parts)[:1] == "/" else posixpath.join(normal, *parts)
+
+
+def escaped(path: str) -> str:
+    """A file name as it may stand in tables and in local URIs: bytes that are no UTF-8 as `\\xe4`, which `path_of` undoes."""
+    return _escaped_bytes(_ESCAPED.sub(lambda found: rf"\x5c{found[0][1:]}", path))
+
+
+def _escaped_bytes(path: str) -> str:
+    return path if path.isascii() else re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", path)
+
+
+def _unescaped(path: str) -> str:
+    return _ESCAPED.sub(lambda found: os.fsdecode(bytes.fromhex(found[1])), path) if "\\x" in path else path
 
 
 def filesystem(uri: str) -> fsspec.AbstractFileSystem:
@@ -83,10 +102,17 @@ def arrow_filesystem(uri: str) -> pyarrow.fs.FileSystem:
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem(uri)))
 
 
+def arrow_file(uri: str, ahead_bytes: int | None = None) -> pa.NativeFile:
+    """A file for Arrow to read, at any place of it, with `ahead_bytes` as `reading` takes it."""
+    if is_remote(uri):
+        return pa.PythonFile(filesystem(uri).open(path_of(uri), "rb", block_size=ahead_bytes))
+    return pa.OSFile(os.fsencode(path_of(uri)))  # as bytes, because Arrow takes no other names than UTF-8
+
+
 def path_of(uri: str) -> str:
     """The path of `uri` inside its filesystem (bucket first for an object store)."""
     normal = normalize(uri)
-    return normal.split("://", 1)[1] if is_remote(normal) else normal
+    return normal.split("://", 1)[1] if is_remote(normal) else _unescaped(normal)
 
 
 @contextlib.contextmanager
@@ -126,6 +152,15 @@ def exists(uri: str) -> bool:
     """True when a file or a non-empty prefix stands at `uri`."""
     with explained(uri, "look up"):
         return object_store(uri).is_there(path_of(uri)) if is_remote(uri) else os.path.exists(path_of(uri))
+
+
+def is_folder(uri: str) -> bool:
+    """True for a local folder, a bucket, and a prefix with objects below it that is no object itself."""
+    with explained(uri, "look up"):
+        try:
+            return bool(filesystem(uri).info(path_of(uri))["type"] == "directory")
+        except FileNotFoundError:
+            return False
 
 
 def check_answers(uri: str) -> None:
@@ -221,9 +256,14 @@ def writing(uri: str) -> Iterator[HashedFile]:
 
 
 @contextlib.contextmanager
-def reading(uri: str) -> Iterator[BinaryIO]:
-    """A file to read bit by bit, at any place of it."""
-    with explained(uri, "read"), filesystem(uri).open(path_of(uri), "rb") as file:
+def reading(uri: str, ahead_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """A file to read bit by bit, at any place of it.
+
+    Args:
+        uri: The file.
+        ahead_bytes: How much to fetch beyond what is asked for, from an object store; as s3fs thinks right unless given.
+    """
+    with explained(uri, "read"), filesystem(uri).open(path_of(uri), "rb", block_size=ahead_bytes) as file:
         yield file
 
 
@@ -333,18 +373,20 @@ def publish_folder(uri: str, manifest: dict[str, Any]) -> None:
 
 
 def read_many(uris: list[str]) -> list[bytes | Exception]:
-    """The contents of many files of one store, fetched side by side where the store can; a failure stands in its place.
+    """The contents of many files, fetched side by side where their store can; a failure stands in its place.
 
     Args:
-        uris: Files on the same filesystem.
+        uris: Files, on a disk and in object stores as they come.
 
     Returns:
         Bytes, or the exception that reading this one raised, in the order of `uris`: a FileNotFoundError when it is not there.
     """
-    if not uris:
-        return []
-    if not is_remote(uris[0]):
-        return [_read_local(uri) for uri in uris]
+    remote = [uri for uri in uris if is_remote(uri)]
+    fetched = iter(_read_objects(remote) if remote else [])
+    return [next(fetched) if is_remote(uri) else _read_local(uri) for uri in uris]
+
+
+def _read_objects(uris: list[str]) -> list[bytes | Exception]:
     from skinray.object_store import READ_THREADS
 
     with ThreadPoolExecutor(min(READ_THREADS, len(uris)), thread_name_prefix="read") as threads:

@@ -101,6 +101,30 @@ class Progress:
         return (self.done - self._first[1]) / (now - self._first[0])
 
 
+class Tally:
+    """How far a stage has come whose end is not known: a line on stderr every few seconds, none of a short one.
+
+    Args:
+        stage: What is being done.
+        unit: Of what.
+        interval_s: Seconds between two lines.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, stage: str, unit: str, interval_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stage, self._unit, self._done = stage, unit, 0
+        self._interval_s, self._clock = interval_s, clock
+        self._started = self._said = clock()
+
+    def advance(self) -> None:
+        """Counts one more and says so when the last line is old enough."""
+        self._done += 1
+        now = self._clock()
+        if now - self._said >= self._interval_s:
+            self._said = now
+            say(f"{self._stage}: {self._done:,} {self._unit}, {now - self._started:.0f} s")
+
+
 class _Bar:
     """A bar on a terminal, under which lines go on being said."""
 

@@ -54,11 +54,13 @@ def thumbnails(image_uris: Sequence[str]) -> list[str]:
 def _rows_of_shard(uri: str, wanted: set[str]) -> Sequence[Mapping[str, Any]]:
     """Where photos lie in a shard; those that are not there any more are missing."""
     try:
-        listed = list_shard(uri, "", file_listing.entry_of(uri).version)
+        shard = list_shard(uri, "", file_listing.entry_of(uri).version)
     except SkinrayError:
         return []
-    chosen = pc.is_in(listed["image_uri"], pa.array(sorted(wanted), pa.string()))
-    rows: list[dict[str, Any]] = listed.filter(pc.and_(chosen, pc.greater_equal(listed["position"], 0))).to_pylist()
+    if shard is None:
+        return []
+    chosen = pc.is_in(shard.photos["image_uri"], pa.array(sorted(wanted), pa.string()))
+    rows: list[dict[str, Any]] = shard.photos.filter(pc.and_(chosen, pc.greater_equal(shard.photos["position"], 0))).to_pylist()
     return rows
 
 

@@ -59,7 +59,44 @@ def test_links_count_as_files_and_what_cannot_be_read_as_one_does_not(tmp_path: 
     (tmp_path / "nowhere.jpg").symlink_to(tmp_path / "none.jpg")
     (tmp_path / "linked folder").symlink_to(tmp_path / "folder")
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert file_listing.list_files(str(tmp_path)) == {"folder/a.jpg": 3, "link.jpg": 3}
+    (tmp_path / "itself.jpg").symlink_to(tmp_path / "itself.jpg")
+    (tmp_path / "folder" / "above").symlink_to(tmp_path)
+    found = dict(file_listing.iterate_entries(str(tmp_path)))
+    assert {path: entry.size for path, entry in found.items() if entry != file_listing.UNKNOWN} == {
+        "folder/a.jpg": 3,
+        "link.jpg": 3,
+        "linked folder/a.jpg": 3,
+    }
+    assert [path for path, entry in found.items() if entry == file_listing.UNKNOWN] == ["itself.jpg", "nowhere.jpg"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(names=st.sets(st.text("\\x5c8\udce4é", min_size=1, max_size=6), max_size=6))
+def test_names_of_any_bytes_can_be_written_and_are_found_again(tmp_path_factory: pytest.TempPathFactory, names: set[str]) -> None:
+    root = tmp_path_factory.mktemp("listed")
+    for name in names:
+        (root / name).write_bytes(os.fsencode(name))
+    found = [storage.join(str(root), path) for path in file_listing.list_files(str(root))]
+    assert {uri.encode() and storage.read_bytes(uri) for uri in found} == {os.fsencode(name) for name in names}
+    assert len(found) == len(names)
+
+
+def test_a_folder_whose_name_is_no_utf8_is_listed(tmp_path: Path) -> None:
+    folder = f"{tmp_path}/L\udce4sion"
+    storage.write_bytes(f"{folder}/a.jpg", b"x")
+    assert storage.join(folder, "a.jpg") == rf"{tmp_path}/L\xe4sion/a.jpg"
+    assert file_listing.list_files(folder) == {"a.jpg": 1}
+
+
+@pytest.mark.s3
+def test_a_key_with_two_slashes_is_found_again(s3_bucket: str) -> None:
+    for prefix in (s3_bucket, f"{s3_bucket}/archive"):
+        keys = ["//a.jpg", "/a.jpg", "/b//a.jpg", "a.jpg", "b//a.jpg"]
+        for key in keys:
+            storage.write_bytes(f"{prefix}/{key}", key.encode())
+        found = [path for path in file_listing.list_files(prefix) if not path.startswith("archive")]
+        assert found == keys
+        assert storage.read_many([storage.join(prefix, path) for path in found]) == [key.encode() for key in keys]
 
 
 def test_a_file_that_goes_while_its_folder_is_listed_is_left_out(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def listing_of(files: dict[str, tuple[int, str]]) -> pa.Table:
             "index": pa.array(range(len(files)), pa.int64()),
             "image_id": pa.array(list(files), pa.string()),
             "image_uri": pa.array([f"/archive/{name}" for name in files], pa.string()),
+            "shard": pa.array([""] * len(files), pa.string()),
             "file_bytes": pa.array([size for size, _ in files.values()], pa.int64()),
             "file_version": pa.array([version for _, version in files.values()], pa.string()),
         }
@@ -85,12 +86,24 @@ def test_the_newest_run_that_has_a_photo_counts_whatever_it_is_called(tmp_path: 
     assert names(select(listing_of({"a": (1, "v")}), read_ledger(str(tmp_path), "abc"), "new")) == ["a"], "as it was before"
 
 
+def test_the_photos_of_a_shard_that_failed_and_is_whole_now_are_taken_with_what_failed(tmp_path: Path) -> None:
+    before = {"a.tar/1": (1, "cut off"), "a.tar": (0, "cut off"), "b.pq": (0, "damaged"), "x/b.pq/1": (1, "v"), "c": (1, "v")}
+    run(tmp_path, "1", FIRST, before, failed=("a.tar", "b.pq", "c"))
+    now = {"a.tar/1": (1, "w"), "a.tar/2": (2, "w"), "p": (3, "w"), "x/b.pq/1": (1, "v"), "c": (1, "v"), "d": (1, "v")}
+    shards = pa.array(["/s/a.tar", "/s/a.tar", "/s/b.pq", "/s/x/b.pq", "", ""])
+    listing = listing_of(now).drop_columns("shard").append_column("shard", shards)
+    ledger = read_ledger(str(tmp_path), "abc")
+    assert names(select(listing, ledger, "failed")) == ["a.tar/1", "a.tar/2", "p", "c"]
+    assert names(select(listing, ledger, "refused")) == []
+    assert names(select(listing_of(before), ledger, "failed")) == ["a.tar", "b.pq", "c"], "still as it was"
+
+
 def test_photos_known_by_their_hash_alone_are_known(tmp_path: Path) -> None:
     """Those in Parquet shards, whose size only reading would tell."""
 
     def in_shards(**versions: str) -> pa.Table:
         sizes = pa.nulls(len(versions), pa.int64())
-        return listing_of({name: (0, version) for name, version in versions.items()}).set_column(3, "file_bytes", sizes)
+        return listing_of({name: (0, version) for name, version in versions.items()}).set_column(4, "file_bytes", sizes)
 
     run(tmp_path, "1", FIRST, {"a": (1, "x")})
     ledger = in_shards(a="sha256:1", b="sha256:2")

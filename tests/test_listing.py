@@ -95,6 +95,8 @@ def test_a_tar_shard_alone_and_its_photos_by_stem(tmp_path: Path) -> None:
 def test_a_tar_that_ends_early_gives_what_it_has_and_says_that_it_ends(tmp_path: Path, share: float) -> None:
     data = tar_of(PHOTOS)
     uri = stored(str(tmp_path), "a.tar", data[: int(len(data) * share)])
+    if share < 0.9:
+        assert contents(list_photos(uri, 4, "stem"))["a.tar"] == "corrupt_shard", "under the shard's name, which no photo has"
     found = contents(list_photos(uri, 4, "path"))
     lost = {name for name, content in PHOTOS.items() if found.get(f"a.tar/{name}") != content}
     if share < 0.9:
@@ -120,6 +122,46 @@ def test_large_photos_are_not_read_many_at_once(tmp_path: Path, kind: str) -> No
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 150e6 < len(want) * (6 << 20)
+
+
+def test_links_in_a_tar_are_the_photos_that_they_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, kind, target in (
+            ("v1/a.jpg", tarfile.REGTYPE, ""),
+            ("v1/b.heic", tarfile.REGTYPE, ""),
+            ("v2/hard.jpg", tarfile.LNKTYPE, "v1/a.jpg"),
+            ("./v2/soft.jpg", tarfile.SYMTYPE, "../v1/b.heic"),
+            ("v2/soft2.jpg", tarfile.SYMTYPE, "soft.jpg"),
+            ("v2/nothing.jpg", tarfile.SYMTYPE, "a.jpg"),
+            ("v2/itself", tarfile.DIRTYPE, ""),
+            ("v2/c.jpg", tarfile.REGTYPE, ""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname, member.size = kind, target, 4 if kind == tarfile.REGTYPE else 0
+            archive.addfile(member, io.BytesIO(name[-6:].encode()) if member.size else None)
+    listing = list_photos(str(tmp_path / "a.tar"), 4, "stem")
+    assert contents(listing) == {
+        "a": b"/a.j",
+        "hard": b"/a.j",
+        "soft": b"b.he",
+        "soft2": b"b.he",
+        "c": b"/c.j",
+        "nothing": FileNotFoundError,
+    }
+    assert listing.left_out == {".heic": 1}
+
+
+def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
+    write_loose(tmp_path)
+    for name in ("a.heic", "IMG_1", "b.HEIC", ".hidden", "IMG.2", "visit 0/c.jp2", *(f"x.{kind:03d}" for kind in range(20))):
+        stored(str(tmp_path), name, b"x")
+    stored(str(tmp_path), "t.tar", tar_of({"p.jpg": b"x"}))
+    pq.write_table(pa.table({"age": [3]}), tmp_path / "metadata.parquet")
+    left_out = list_photos(str(tmp_path), 4, "path").left_out
+    assert left_out[".heic"] == 2
+    assert left_out["without a suffix"] == 1
+    assert sum(left_out.values()) == 27
+    assert len(left_out) < 20
 
 
 def test_a_row_group_of_any_size_is_never_held_whole(tmp_path: Path) -> None:
@@ -169,6 +211,29 @@ def test_a_shard_written_anew_since_it_was_listed_fails_and_gives_no_other_photo
     assert set(contents(listing).values()) == {"changed"}
 
 
+def test_odd_names_and_links_are_photos_like_others(tmp_path: Path) -> None:
+    name = "L\udce4sion.jpg"
+    stored(str(tmp_path), name, b"loose")
+    stored(str(tmp_path), "sh\udce4rd.tar", tar_of({name: b"in a tar"}))
+    pq.write_table(pa.table({"id": ["x"], "content": [b"in Parquet"]}), tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").rename(tmp_path / "sh\udce4rd.parquet")
+    for link in ("itself.jpg", "itself.tar"):
+        (tmp_path / link).symlink_to(tmp_path / link)
+    for link in ("nowhere.jpg", "nowhere.pq"):
+        (tmp_path / link).symlink_to(tmp_path / "none")
+    listing = list_photos(str(tmp_path), 4, "path")
+    write_listing(listing, str(tmp_path / "listing"))
+    assert contents(read_listing(str(tmp_path / "listing"))) == {
+        r"L\xe4sion.jpg": b"loose",
+        r"sh\xe4rd.tar/L\xe4sion.jpg": b"in a tar",
+        "x": b"in Parquet",
+        "itself.jpg": OSError,
+        "itself.tar": OSError,
+        "nowhere.jpg": FileNotFoundError,
+        "nowhere.pq": FileNotFoundError,
+    }
+
+
 def test_a_compressed_shard_is_refused(tmp_path: Path) -> None:
     write_loose(tmp_path)
     stored(str(tmp_path), "a.tar.gz", b"")
@@ -196,6 +261,54 @@ def test_a_manifest_names_photos_and_what_is_known_of_them(place: str) -> None:
     table.rename(columns={"path": "uri"}).drop(columns="image_id").to_parquet(buffer)
     stored(place, "night.parquet", buffer.getvalue())
     assert set(contents(list_photos(storage.join(place, "night.parquet"), 4, "stem"))) == {"gone", *(Path(p).stem for p in paths)}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_every_row_of_a_manifest_is_a_photo_with_a_name(tmp_path: Path, suffix: str) -> None:
+    stored(str(tmp_path), "a.jpg", b"a")
+    stored(str(tmp_path), "b.jpg", b"b")
+    table = pd.DataFrame({"uri": ["a.jpg", None, "b.jpg", " ", None], "image_id": ["x", "y", None, None, None]})
+    path = tmp_path / f"night{suffix}"
+    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
+    missing = dict.fromkeys(("y", f"night{suffix}#3", f"night{suffix}#4"), FileNotFoundError)
+    assert contents(list_photos(str(path), 4, "path")) == {"x": b"a", "b.jpg": b"b", **missing}
+
+
+def test_numbers_name_patients_and_photos_as_text_does(tmp_path: Path) -> None:
+    for name in "12":
+        stored(str(tmp_path), f"{name}.jpg", name.encode())
+    table = pa.table({"path": ["1.jpg", "2.jpg"], "image_id": [1, 2], "patient_id": [7.0, None], "lesion_id": [[1], [2]]})
+    pq.write_table(table.append_column("age", pa.array([61, None])), tmp_path / "manifest.parquet")
+    shard = table.drop_columns("path").append_column("image", pa.array([b"1", b"2"]))
+    pq.write_table(shard.append_column("age", pa.array(["61", "unknown"])), tmp_path / "shard.parquet")
+    for name in ("manifest", "shard"):
+        listing = list_photos(str(tmp_path / f"{name}.parquet"), 4, "path")
+        assert contents(listing) == {"1": b"1", "2": b"2"}
+        assert listing.photos["patient_id"].to_pylist() == ["7", None]
+        assert listing.photos["lesion_id"].to_pylist() == [None, None]
+        assert listing.photos["age"].to_pylist() == [61, None]
+
+
+def test_a_photo_in_a_shard_without_a_name_or_hash_is_known_by_its_row_and_its_shard(tmp_path: Path) -> None:
+    hashes = [storage.sha256_of(b"0"), None, "", storage.sha256_of(b"another")]
+    table = pa.table({"image_id": ["a", "", None, "d"], "image_sha256": hashes, "image": [b"0", b"1", b"2", b"3"]})
+    pq.write_table(table, tmp_path / "night.pq")
+    listing = list_photos(str(tmp_path / "night.pq"), 4, "path")
+    assert contents(listing) == {"a": b"0", "night.pq#1": b"1", "night.pq#2": b"2", "d": "changed"}
+    versions = listing.photos["file_version"].to_pylist()
+    assert versions[0] == f"sha256:{hashes[0]}"
+    assert versions[1] == versions[2] != ""
+    pq.write_table(table.slice(0, 3), tmp_path / "night.pq")
+    assert set(contents(listing).values()) == {"changed"}
+
+
+def test_a_folder_that_is_called_like_a_file_is_a_folder(place: str) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"id": ["x"], "content": [b"x"]}), buffer)
+    stored(place, "photos.parquet/part-0.snappy.parquet", buffer.getvalue())
+    stored(place, "photos.parquet/_SUCCESS", b"")
+    for uri in (f"{place}/photos.parquet", f"{place}/photos.parquet/"):
+        assert contents(list_photos(uri, 4, "path")) == {"x": b"x"}
 
 
 def test_a_manifest_without_uris_says_what_it_has(tmp_path: Path) -> None:
@@ -243,8 +356,11 @@ def test_blocks_are_the_photos_in_order_and_no_more_than_a_fiftieth(rows: int, r
 
 def test_a_written_listing_is_read_as_it_was(tmp_path: Path) -> None:
     write_loose(tmp_path / "photos")
+    stored(str(tmp_path), "photos/a.heic", b"")
     listing = list_photos(str(tmp_path / "photos"), 7, "path")
+    assert listing.left_out == {".heic": 1}
     write_listing(listing, str(tmp_path / "_listing.pq"))
     again = read_listing(str(tmp_path / "_listing.pq"))
     assert again.photos.equals(listing.photos)
     assert (again.rows_per_block, again.rows_per_task) == (listing.rows_per_block, listing.rows_per_task)
+    assert again.left_out == listing.left_out

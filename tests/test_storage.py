@@ -283,6 +283,22 @@ def test_many_files_come_in_the_order_asked_for(place: str) -> None:
     assert storage.read_many([]) == []
 
 
+@pytest.mark.s3
+def test_many_files_may_lie_on_a_disk_and_in_a_bucket(s3_bucket: str, tmp_path: Path) -> None:
+    disk, bucket = str(tmp_path / "a"), f"{s3_bucket}/b"
+    storage.write_bytes(disk, b"disk")
+    storage.write_bytes(bucket, b"bucket")
+    for first, last in ((disk, bucket), (bucket, disk)):
+        found = storage.read_many([first, f"file://{disk}", f"{disk}0", f"{bucket}0", last])
+        assert [each if isinstance(each, bytes) else type(each) for each in found] == [
+            storage.read_bytes(first),
+            b"disk",
+            FileNotFoundError,
+            FileNotFoundError,
+            storage.read_bytes(last),
+        ]
+
+
 def test_what_cannot_be_read_stands_in_its_place_among_many(place: str) -> None:
     there, missing, folder = (storage.join(place, name) for name in ("there.bin", "missing.bin", "folder"))
     storage.write_bytes(there, b"x")

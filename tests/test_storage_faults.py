@@ -1,8 +1,10 @@
 """A store that throttles, fails, cuts connections and loses answers: what is read, written and listed is right all the same."""
 
 import asyncio
+import io
 import pickle
 import random
+import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -14,12 +16,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3fs.core import S3File
 
 from skinray import file_listing, object_store, storage
 from skinray.errors import StorageError
 from skinray.images import Preprocessing
 from skinray.listing import list_photos
 from skinray.photos import read_and_decode
+from skinray.shard_reader import list_shard
 from tests import faulty_s3
 from tests.faulty_s3 import Faults, FaultyProxy
 
@@ -245,6 +249,44 @@ def test_photos_are_not_at_fault_when_their_store_is_away(
                 next(decoded)
         else:
             assert [*next(decoded)["error_code"]] == ["unreadable"] * 3
+
+
+def test_a_shard_is_listed_without_its_photos(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = random.Random(0).randbytes(1_000_000)
+    tar, parquet = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        for number in range(20):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = len(photo)
+            archive.addfile(member, io.BytesIO(photo))
+    pq.write_table(pa.table({"id": ["x"] * 20, "content": [photo] * 20}), parquet, use_dictionary=False, compression="none")
+    fetched = []
+    fetch = S3File._fetch_range
+    monkeypatch.setattr(S3File, "_fetch_range", lambda file, start, end: fetched.append(end - start) or fetch(file, start, end))
+    for name, shard in (("a.tar", tar), ("b.parquet", parquet)):
+        storage.write_bytes(f"{s3_bucket}/{name}", shard.getvalue())
+        found = list_shard(f"{s3_bucket}/{name}", "", "v")
+        assert found is not None
+        assert len(found.photos) == 20
+    assert sum(fetched) < 4e6
+
+
+@pytest.mark.parametrize("answer", ["denied", "failing", "cut"])
+@pytest.mark.parametrize("name", ["night.parquet", "night.tar"])
+def test_a_shard_that_the_store_does_not_give_is_not_a_damaged_one(
+    s3_proxy: FaultyProxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, name: str, answer: str
+) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image_id": ["a", "b"], "image_bytes": [b"x", b"y"]}), buffer)
+    storage.write_bytes(f"{s3_bucket}/archive/{name}", buffer.getvalue())
+    storage.write_bytes(f"{s3_bucket}/archive/a.jpg", b"x")
+    if answer == "denied":
+        monkeypatch.setattr(faulty_s3, "_INTERNAL", (403, "AccessDenied", "Access Denied"))
+    only: Callable[[str, str], bool] = lambda method, target: method == "GET" and name in target  # noqa: E731
+    with s3_proxy.misbehaving(Faults(cut=1, only=only) if answer == "cut" else Faults(internal=1, only=only)):
+        for source in (f"{s3_bucket}/archive", f"{s3_bucket}/archive/{name}"):
+            with pytest.raises(StorageError, match=f"cannot read {s3_bucket}/archive/{name}"):
+                list_photos(source, 4, "path")
 
 
 def test_the_few_that_fail_among_many_are_read_once_more(s3_proxy: FaultyProxy, s3_bucket: str) -> None:

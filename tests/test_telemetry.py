@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from skinray.telemetry import Progress, say, set_library_defaults, without_dashboard
+from skinray.telemetry import Progress, Tally, say, set_library_defaults, without_dashboard
 
 
 class Clock:
@@ -46,6 +46,14 @@ def test_one_line_every_few_seconds_however_often_it_advances(clock: Clock, caps
 def test_no_line_before_the_first_interval_has_passed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     run(clock, Progress("score", 100, "photos", interval_s=5, clock=clock), steps=4, seconds_each=1)
     assert said(capsys) == []
+
+
+def test_a_tally_speaks_only_of_what_takes_long(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    tally = Tally("listing", "files", interval_s=10, clock=clock)
+    for _ in range(3000):
+        clock.now_s += 1 / 128
+        tally.advance()
+    assert said(capsys) == ["listing: 1,280 files, 10 s", "listing: 2,560 files, 20 s"]
 
 
 def test_what_is_said_is_told_as_numbers_too(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
