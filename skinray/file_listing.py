@@ -59,7 +59,7 @@ def iterate_entries(uri: str) -> Iterator[tuple[str, Entry]]:
             return
         if not os.path.isdir(root):
             raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
-        for path, entry in _walk(root, frozenset()):
+        for path, entry in _walk(root, os.path.realpath(root), frozenset()):
             yield storage.escaped(path[len(root) :].lstrip("/")), entry
 
 
@@ -92,8 +92,14 @@ def _objects(uri: str, root: str) -> Iterator[tuple[str, Entry]]:
         raise StorageError(f"cannot list {uri}: {'it is not a folder' if storage.exists(uri) else 'it does not exist'}")
 
 
-def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, Entry]]:
-    """Every file below a local folder; links count as what they point to, but for those to a folder `above` (device, inode)."""
+def _walk(folder: str, input_: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, Entry]]:
+    """Every file below a local folder; links count as what they point to.
+
+    Args:
+        folder: Its path.
+        input_: The real path of the folder that is listed; a link to a folder in it would list that one twice.
+        above: Device and inode of the folders that it lies in, which a link may lead back to.
+    """
     about = Path(folder).stat()
     itself = (about.st_dev, about.st_ino)
     if itself in above:
@@ -101,14 +107,18 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str,
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not _is_hidden(entry.name):
-                # With its slash a folder stands where its files do in the order of all paths: "a.jpg", "a/b.jpg", "a0.jpg".
-                names.append(f"{entry.name}/" if _is_folder(entry) else entry.name)
+            if _is_hidden(entry.name):
+                continue
+            is_folder = _is_folder(entry)
+            if is_folder and entry.is_symlink() and f"{os.path.realpath(entry.path)}/".startswith(f"{input_}/"):
+                continue
+            # With its slash a folder stands where its files do in the order of all paths: "a.jpg", "a/b.jpg", "a0.jpg".
+            names.append(f"{entry.name}/" if is_folder else entry.name)
     names.sort()
     for name in names:
         path = os.path.join(folder, name)
         if name.endswith("/"):
-            yield from _walk(path, above | {itself})
+            yield from _walk(path, input_, above | {itself})
         elif found := _looked_up(path):
             yield path, found
 

@@ -52,20 +52,25 @@ def test_what_a_browser_makes_for_a_folder_is_no_file(s3_bucket: str) -> None:
     assert file_listing.list_files(s3_bucket) == {}
 
 
-def test_links_count_as_files_and_what_cannot_be_read_as_one_does_not(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "a.jpg").write_bytes(b"abc")
-    (tmp_path / "link.jpg").symlink_to(tmp_path / "folder" / "a.jpg")
-    (tmp_path / "nowhere.jpg").symlink_to(tmp_path / "none.jpg")
-    (tmp_path / "linked folder").symlink_to(tmp_path / "folder")
-    os.mkfifo(tmp_path / "pipe.jpg")
-    (tmp_path / "itself.jpg").symlink_to(tmp_path / "itself.jpg")
-    (tmp_path / "folder" / "above").symlink_to(tmp_path)
-    found = dict(file_listing.iterate_entries(str(tmp_path)))
+def test_links_count_as_what_they_point_to_and_nothing_is_listed_twice(tmp_path: Path) -> None:
+    archive, disk = tmp_path / "archive", tmp_path / "disk"
+    (archive / "2023").mkdir(parents=True)
+    (disk / "deep").mkdir(parents=True)
+    (archive / "2023" / "a.jpg").write_bytes(b"abc")
+    (disk / "deep" / "b.jpg").write_bytes(b"four")
+    (archive / "link.jpg").symlink_to(archive / "2023" / "a.jpg")
+    (archive / "nowhere.jpg").symlink_to(tmp_path / "none.jpg")
+    (archive / "itself.jpg").symlink_to(archive / "itself.jpg")
+    os.mkfifo(archive / "pipe.jpg")
+    (archive / "2024").symlink_to(disk)
+    (archive / "latest").symlink_to(archive / "2023")
+    (archive / "2023" / "above").symlink_to(archive)
+    (disk / "deep" / "above").symlink_to(disk)
+    found = dict(file_listing.iterate_entries(str(archive)))
     assert {path: entry.size for path, entry in found.items() if entry != file_listing.UNKNOWN} == {
-        "folder/a.jpg": 3,
+        "2023/a.jpg": 3,
+        "2024/deep/b.jpg": 4,
         "link.jpg": 3,
-        "linked folder/a.jpg": 3,
     }
     assert [path for path, entry in found.items() if entry == file_listing.UNKNOWN] == ["itself.jpg", "nowhere.jpg"]
 
