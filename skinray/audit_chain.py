@@ -18,8 +18,8 @@ from skinray import file_listing, storage
 from skinray.errors import StorageError
 from skinray.published_runs import scan_runs
 
-# Files that tell how a run went and are no part of what it found; blocks are left when a run is killed at its very end.
-_NOT_AUDITED = (storage.MANIFEST_NAME, "_progress.json", "_alive.json", "_blocks/")
+# Files that tell how a run went and are no part of what it found; some are left when a run is killed at its very end.
+_NOT_AUDITED = (storage.MANIFEST_NAME, storage.INCOMPLETE_NAME, "_progress.json", "_alive.json", "_blocks/")
 _CHUNK_BYTES = 1 << 22
 
 

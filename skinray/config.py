@@ -281,7 +281,7 @@ class NightlySettings(ScoreSettings, ReportOptions):
     """Scores what is new, reports on it, and publishes the newest report as latest.html and latest.json."""
 
     only_new: bool = True
-    """Leave out what a published run of the same bundle below the output has already, as its file is now; of loose files."""
+    """Leave out what a published run of the same bundle below the output has already, as its file is now."""
 
 
 class ServeSettings(VerbSettings):

@@ -266,6 +266,36 @@ def _in_words(left_out: Counter[str]) -> dict[str, int]:
     return {**named, _OTHER_KINDS: others} if others else named
 
 
+def grown(before: Listing, now: Listing) -> Listing | None:
+    """What is to be scored now, in an order and in blocks that keep those of an unfinished job.
+
+    Args:
+        before: Of the unfinished job.
+        now: What would be listed without it.
+
+    Returns:
+        The photos of `before`, then the others of `now`; None when a photo of `before` is not in `now` as it was, or when its
+        blocks are too small for so many others: of fewer than half the size they would have.
+    """
+    names = before.photos["image_id"]
+    places = pc.index_in(names, value_set=now.photos["image_id"].combine_chunks())
+    if places.null_count or not _comparable(now.photos.take(places)).equals(_comparable(before.photos)):
+        return None
+    others = now.photos.filter(pc.invert(pc.is_in(now.photos["image_id"], value_set=names.combine_chunks())))
+    if not len(others):
+        return replace(before, left_out=now.left_out)
+    if 2 * before.rows_per_block < now.rows_per_block:
+        return None
+    photos = listed(pa.concat_tables([before.photos, others]), before.rows_per_block).photos
+    return Listing(photos, before.rows_per_block, before.rows_per_task, now.left_out)
+
+
+def _comparable(photos: pa.Table) -> pa.Table:
+    """Without its numbers, and unknown ages alike: no NaN is equal to itself."""
+    ages = pc.if_else(pc.is_nan(photos["age"]), pa.scalar(None, pa.float32()), photos["age"])
+    return photos.drop_columns(["index", "age"]).append_column("age", ages)
+
+
 def write_listing(listing: Listing, uri: str) -> None:
     """Writes down a listing."""
     known = {

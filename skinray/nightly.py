@@ -5,15 +5,19 @@
 <output>/latest.html                                the newest report's page
 <output>/latest.json                                where the last night stands; written last
 
-A night that was cut off between its run and its report gets its report in the next one, because nobody has seen what it flagged.
+A night that was cut off between its run and its report gets its report in the next one, of whatever model, and passes its limits
+then, because nobody has seen what it flagged. So does a run that `skinray score` made after a run that has a report.
 """
 
 import datetime
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from skinray import storage
+from skinray import file_listing, storage
 from skinray.bundle import load_bundle
+from skinray.claims import claimed
 from skinray.config import NightlySettings, ReportSettings, ScoreSettings
 from skinray.published_runs import PublishedRun, find_runs, open_run
 from skinray.scoring import score_archive
@@ -24,6 +28,9 @@ from skinray.telemetry import say
 REPORTS_NAME = "reports"
 LATEST_PAGE_NAME = "latest.html"
 LATEST_NAME = "latest.json"
+# The verb in the manifest of a run that a night published.
+_VERB = "nightly"
+_READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ def run_night(settings: NightlySettings, now: datetime.datetime) -> Night:
 
     Raises:
         BundleError: The bundle does not verify.
+        OutputExistsError: The same night, or the reports of another one, are being made.
         StorageError: The input cannot be listed, the reference is not there, or the output not written.
         ScoringError: The rows written are not the photos listed; nothing is published.
     """
@@ -67,15 +75,26 @@ def run_night(settings: NightlySettings, now: datetime.datetime) -> Night:
         check_reference(settings.reference)  # before hours of scoring
     # Without the report's settings, so that this goes on with a cut-off `skinray score` of the same photos, and it with this.
     scoring = ScoreSettings.model_validate(settings.model_dump(include=set(ScoreSettings.model_fields)))
-    summary = score_archive(scoring, now)
-    runs = _runs(settings, open_run(summary.uri).model_id if summary.uri else load_bundle(settings.bundle).model_id)
-    run = runs[-1] if runs else None
-    missed = [_reported(each, settings)[0] for each in _not_reported(runs[:-1], settings)]
-    report_uri, report = _reported(run, settings) if run else (None, None)
-    if report_uri:
+    summary = score_archive(scoring, now, _VERB)
+    model_id = open_run(summary.uri).model_id if summary.uri else load_bundle(settings.bundle).model_id
+    with claimed(settings.output, {"kind": "reports"}):
+        return _reported_night(settings, now, summary, model_id)
+
+
+def _reported_night(settings: NightlySettings, now: datetime.datetime, summary: RunSummary, model_id: str) -> Night:
+    """Reports on what was scored now, and on what no night has reported on yet."""
+    runs = find_runs(settings.output) if storage.exists(settings.output) else []
+    run = next((run for run in reversed(runs) if run.model_id == model_id), None)
+    places = _places(settings)
+    made = {each.uri: _report(each, places, settings) for each in _not_reported(runs, run, places)}
+    report = report_uri = None
+    if run:
+        report_uri = places[_key(run.uri)]
+        report = made[run.uri] if run.uri in made else storage.read_json(storage.join(report_uri, FIGURES_NAME))
         page = storage.read_bytes(storage.join(report_uri, PAGE_NAME))
         storage.write_bytes(storage.join(settings.output, LATEST_PAGE_NAME), page)
-    limits_passed = _limits_passed(summary, report, settings)
+    reported = [each for each in runs if each.uri in made]
+    limits_passed = [reason for each in reported for reason in _limits_passed(each, made[each.uri], run, settings)]
     latest = {
         "kind": "skinray-night",
         "schema_version": 1,
@@ -90,60 +109,63 @@ def run_night(settings: NightlySettings, now: datetime.datetime) -> Night:
         "run": run and run.uri,
         "model_id": run and run.model_id,
         "report": report_uri,
-        "missed_reports": missed,
+        "missed_reports": [places[_key(each.uri)] for each in reported if each is not run],
         "drift": report and drift_verdict(report),
     }
     storage.write_json(storage.join(settings.output, LATEST_NAME), latest)
     return Night(latest, limits_passed)
 
 
-def _runs(settings: NightlySettings, model_id: str) -> list[PublishedRun]:
-    """Of the bundle, in the order in which they started."""
-    there = storage.exists(storage.join(settings.output, f"model_id={model_id}"))
-    return [run for run in find_runs(settings.output) if run.model_id == model_id] if there else []
+def _key(run_uri: str) -> str:
+    """What names a run below an output, wherever that lies."""
+    return "/".join(run_uri.rsplit("/", 3)[1:])
 
 
-def _not_reported(runs: list[PublishedRun], settings: NightlySettings) -> list[PublishedRun]:
-    """The last of some runs, those behind the last that has a report; none where no run has one, as before the first night."""
-    for place in range(len(runs), 0, -1):
-        if _place_of(runs[place - 1], settings)[1]:
-            return runs[place:]
-    return []
+def _places(settings: NightlySettings) -> dict[str, str]:
+    """Which runs have a report -> where."""
+    root = storage.join(settings.output, REPORTS_NAME)
+    there = file_listing.list_files(root) if storage.exists(root) else ()
+    uris = [storage.join(root, path) for path in there if path.endswith(f"/{storage.MANIFEST_NAME}")]
+    with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="reports") as threads:
+        manifests = threads.map(storage.read_json, uris)
+        return {_key(about["predictions"]): uri.rpartition("/")[0] for uri, about in zip(uris, manifests, strict=True)}
 
 
-def _reported(run: PublishedRun, settings: NightlySettings) -> tuple[str, dict[str, Any]]:
-    """The run's report: where it is and what report.json holds; made unless it is there."""
-    uri, there = _place_of(run, settings)
-    if there:
-        figures: dict[str, Any] = storage.read_json(storage.join(uri, FIGURES_NAME))
-        return uri, figures
+def _not_reported(runs: Sequence[PublishedRun], newest: PublishedRun | None, places: Mapping[str, str]) -> list[PublishedRun]:
+    """The runs that are to have a report and have none: those of a night; of the same model as the newest, that one and those
+    behind the last that has a report, unless none has one, as before the first night."""
+    of_model = [run for run in runs if newest and run.model_id == newest.model_id]
+    last = max((place for place, run in enumerate(of_model) if _key(run.uri) in places), default=len(of_model))
+    wanted = {run.uri for run in [*of_model[last + 1 :], *of_model[-1:]]}
+    wanted |= {run.uri for run in runs if run.manifest.get("verb") == _VERB}
+    return [run for run in runs if run.uri in wanted and _key(run.uri) not in places]
+
+
+def _report(run: PublishedRun, places: dict[str, str], settings: NightlySettings) -> dict[str, Any]:
+    """Makes a run's report, notes its place, and returns what report.json holds."""
+    uri = storage.join(settings.output, REPORTS_NAME, run.run_id)
+    if uri in places.values():
+        # A run of the same name, of another model or day.
+        uri = f"{uri}-{storage.sha256_of(_key(run.uri).encode())[:12]}"
     storage.delete_folder(uri)  # what a night that was cut off left of it
     say(f"nightly: reports on {run.uri}")
     about_report = {"reference": settings.reference, "thumbnails": settings.thumbnails, "fail_on_drift": settings.fail_on_drift}
-    return uri, make_report(ReportSettings.model_validate({"predictions": run.uri, "output": uri, **about_report}))
+    report = make_report(ReportSettings.model_validate({"predictions": run.uri, "output": uri, **about_report}))
+    places[_key(run.uri)] = uri
+    return report
 
 
-def _place_of(run: PublishedRun, settings: NightlySettings) -> tuple[str, bool]:
-    """Where a run's report belongs, and whether it is there."""
-    uri = storage.join(settings.output, REPORTS_NAME, run.run_id)
-    if _about(uri) not in (None, run.uri):
-        # A run of the same name, of another model or day.
-        uri = f"{uri}-{storage.sha256_of(run.uri.encode())[:12]}"
-    return uri, _about(uri) == run.uri
-
-
-def _about(report_uri: str) -> str | None:
-    """The run that a published report is about."""
-    manifest_uri = storage.join(report_uri, storage.MANIFEST_NAME)
-    return str(storage.read_json(manifest_uri)["predictions"]) if storage.exists(manifest_uri) else None
-
-
-def _limits_passed(summary: RunSummary, report: dict[str, Any] | None, settings: NightlySettings) -> list[str]:
-    """Of this night alone: what was wrong with an earlier one was said then."""
+def _limits_passed(
+    run: PublishedRun, report: dict[str, Any], newest: PublishedRun | None, settings: NightlySettings
+) -> list[str]:
+    """Of a run that was reported on now; what was wrong with others was said when they were."""
+    which = "" if run is newest else f"run {run.run_id}: "
+    rows = run.manifest["rows"]
+    bad_fraction = 1 - run.manifest["statuses"].get("scored", 0) / rows
     passed = []
-    if summary.bad_fraction > settings.max_bad_fraction:
+    if bad_fraction > settings.max_bad_fraction:
         limit = f"--max-bad-fraction {settings.max_bad_fraction:.1%}"
-        passed.append(f"{summary.bad_fraction:.1%} of the photos have no score, more than {limit}")
-    if settings.fail_on_drift and summary.rows and report and drift_verdict(report) == "large":
-        passed.append("the scores have drifted: large")
+        passed.append(f"{which}{bad_fraction:.1%} of the photos have no score, more than {limit}")
+    if settings.fail_on_drift and drift_verdict(report) == "large":
+        passed.append(f"{which}the scores have drifted: large")
     return passed

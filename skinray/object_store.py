@@ -7,6 +7,7 @@ Who repeats what, so that attempts add up and do not multiply (as s3fs comes, a 
     404, 403, a bucket that is not there                                           nobody: the first answer counts
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -92,6 +93,23 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
     def read(self, path: str) -> bytes:
         """The whole content of one object, in one call: s3fs asks for its size first if it may fetch parts side by side."""
         return cast(bytes, self.cat_file(path, max_concurrency=1))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Writes an object unless there is one; True when it holds `data` now.
+
+        A store that does not know If-None-Match replaces what is there.
+        """
+        try:
+            self.pipe_file(path, data, mode="create")
+        except OSError as error:
+            # Another one was quicker; or this call itself, which was done, and made again because its answer was lost. 409 is
+            # answered to writes at the same time.
+            if _error_code(error) not in ("PreconditionFailed", "ConditionalRequestConflict"):
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                return self.read(path) == data
+            return False
+        return True
 
     def pages_below(self, path: str) -> Iterator[list[dict[str, Any]]]:
         """Every object below a prefix, up to a thousand at a time, in the order of their keys' bytes.

@@ -23,57 +23,60 @@ from skinray import storage
 from skinray.audit_chain import described_file, previous_run
 from skinray.block_files import drop_blocks
 from skinray.bundle import Bundle, load_bundle
+from skinray.claims import claimed
 from skinray.config import ScoreSettings
 from skinray.isic_csv import isic_table
 from skinray.ledger import LEDGER_NAME, read_ledger, select, write_ledger
-from skinray.listing import Listing, list_photos, listed, read_listing, write_listing
+from skinray.listing import Listing, list_photos, listed
 from skinray.provenance import code_commit, versions
 from skinray.published_runs import KIND
 from skinray.scoring_pipeline import Extras, RunSummary, write_predictions
-from skinray.screening_runs import alive, open_run
+from skinray.screening_runs import LISTING_NAME, open_run, run_identity
 from skinray.telemetry import say
 
-LISTING_NAME = "_listing.pq"
 ISIC_NAME = "_isic.csv"
 
 
-def score_archive(settings: ScoreSettings, now: datetime.datetime) -> RunSummary:
+def score_archive(settings: ScoreSettings, now: datetime.datetime, verb: str = "score") -> RunSummary:
     """Scores an archive into its own run folder.
 
     Args:
         settings: Bundle, input, output.
         now: The time of the start, with its time zone.
+        verb: The command's, for the manifest.
 
     Returns:
         What became of the photos.
 
     Raises:
         BundleError: The bundle does not verify.
+        OutputExistsError: The same command is running, or a run of the name asked for is there.
         StorageError: The input cannot be listed or the output not written.
         ScoringError: The rows written are not the photos listed; nothing is published.
     """
     began = time.monotonic()
     bundle = load_bundle(settings.bundle)
-    # Before the run's folder is claimed: an input without photos leaves nothing behind.
-    listing, skipped_rows = choose_photos(settings, bundle.model_id)
-    if not listing.rows:
-        return RunSummary.of_nothing(skipped_rows)
-    run_uri = open_run(settings, bundle.model_id, now)
-    with alive(run_uri):
-        listing = _noted(listing, storage.join(run_uri, LISTING_NAME))
+    # Before anything is claimed: an input without photos leaves nothing behind.
+    listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
+    identity = run_identity(settings, bundle.model_id)
+    with claimed(settings.output, identity) as claim:
+        listing, skipped_rows = choose_photos(listing, settings, bundle.model_id)
+        if not listing.rows:
+            return RunSummary.of_nothing(skipped_rows)
+        run_uri, listing = open_run(settings, identity, listing, now)
         listing_s = time.monotonic() - began
         summary, files = write_predictions(bundle, listing, settings, run_uri, Extras(settings.refuse, settings.embeddings))
         summary = dataclasses.replace(summary, skipped_rows=skipped_rows, listing_seconds=listing_s)
         write_ledger(run_uri, listing, files, now)
         if settings.isic_csv:
             _write_isic_csv(bundle, run_uri, files)
-        _publish(bundle, settings, now, summary, files, listing.left_out)
+        claim.check()
+        _publish(bundle, settings, now, verb, summary, files, listing.left_out)
     return summary
 
 
-def choose_photos(settings: ScoreSettings, model_id: str) -> tuple[Listing, int]:
-    """The photos that a command is to score, perhaps none, and how many others of the input need nothing."""
-    listing = list_photos(settings.input, settings.rows_per_block, settings.image_id)
+def choose_photos(listing: Listing, settings: ScoreSettings, model_id: str) -> tuple[Listing, int]:
+    """The photos of an input that a command is to score, perhaps none, and how many others of it need nothing."""
     if listing.left_out:
         say("score: left out: " + ", ".join(f"{count:,} {kind}" for kind, count in listing.left_out.items()))
     if not settings.only_new and not settings.retry:
@@ -83,18 +86,11 @@ def choose_photos(settings: ScoreSettings, model_id: str) -> tuple[Listing, int]
     return listed(chosen, settings.rows_per_block, listing.left_out), listing.rows - len(chosen)
 
 
-def _noted(listing: Listing, uri: str) -> Listing:
-    """The listing of the run that is gone on with; else this one, written down for the next who does."""
-    if storage.exists(uri):
-        return read_listing(uri)
-    write_listing(listing, uri)
-    return listing
-
-
 def _publish(
     bundle: Bundle,
     settings: ScoreSettings,
     now: datetime.datetime,
+    verb: str,
     summary: RunSummary,
     files: list[dict[str, Any]],
     left_out: Mapping[str, int],
@@ -103,6 +99,7 @@ def _publish(
     manifest = {
         "kind": KIND,
         "schema_version": 2,
+        "verb": verb,
         "model_id": bundle.model_id,
         "operating_point": bundle.operating_points.default,
         "threshold": bundle.operating_points.points[bundle.operating_points.default].threshold,

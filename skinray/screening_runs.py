@@ -1,28 +1,22 @@
 """The folder of a scoring run: a new one, or that of a run of the same command that did not come to its end.
 
 <output>/model_id=M/scored_date=D/run_id=R/_incomplete.json   what is being scored; gone when the run is published
-<output>/model_id=M/scored_date=D/run_id=R/_alive.json        which process does it, and when it last said so; as above
+<output>/model_id=M/scored_date=D/run_id=R/_listing.pq        the photos and how they are cut into blocks
 """
 
-import contextlib
 import datetime
-import os
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from skinray import file_listing, storage
+from skinray.block_files import drop_blocks
 from skinray.config import ScoreSettings
 from skinray.errors import OutputExistsError
+from skinray.listing import Listing, grown, read_listing, write_listing
 from skinray.telemetry import say
 
-ALIVE_NAME = "_alive.json"
-# How often a run says that it is alive, and how long it may be silent before another host takes it for dead.
-_BEAT_S = 10.0
-_SILENT_S = 45.0
+LISTING_NAME = "_listing.pq"
 # What may differ between a run and the command that goes on with it: how it is computed, and what is made of the outcome.
 _STEERING = (
     "actors",
@@ -37,89 +31,77 @@ _STEERING = (
 )
 
 
-def open_run(settings: ScoreSettings, model_id: str, now: datetime.datetime) -> str:
-    """Claims the folder of a run.
+def run_identity(settings: ScoreSettings, model_id: str) -> dict[str, Any]:
+    """What two commands have in common of which one goes on with a run of the other, in JSON values."""
+    identity = {name: value for name, value in settings.recorded().items() if name not in _STEERING}
+    return identity | {"input": storage.normalize(settings.input), "model_id": model_id}
+
+
+def open_run(
+    settings: ScoreSettings, identity: Mapping[str, Any], listing: Listing, now: datetime.datetime
+) -> tuple[str, Listing]:
+    """Opens the folder of a run; for who has claimed its identity.
+
+    A run that was cut off is gone on with when all of its photos are still to be scored as they are; otherwise it is removed.
 
     Args:
         settings: Of the command.
-        model_id: What scores.
+        identity: From `run_identity`.
+        listing: What is to be scored.
         now: The time of the start, with its time zone.
 
     Returns:
-        The run's URI: that of the last run of the same command that was cut off, else a new one.
+        The run's URI, of the last run of the same command that was cut off or a new one; and the same photos, those first that
+        the run had before.
 
     Raises:
-        OutputExistsError: A run of this name is published, was begun with other settings, or is still going on.
+        OutputExistsError: A run of this name is published, on whatever day, or was begun with other settings.
     """
-    identity = {name: value for name, value in settings.recorded().items() if name not in _STEERING}
-    identity |= {"input": storage.normalize(settings.input), "model_id": model_id}
-    model_uri = storage.join(settings.output, f"model_id={model_id}")
-    for run_uri in _unfinished(model_uri, settings.run_id):
-        marker = storage.read_json(storage.join(run_uri, storage.INCOMPLETE_NAME))
-        if marker == {"kind": "predictions", "settings": identity}:
-            _wait_until_silent(run_uri)
+    model_uri = storage.join(settings.output, f"model_id={identity['model_id']}")
+    there = set(file_listing.list_files(model_uri)) if storage.exists(model_uri) else set()
+    _check_name(settings.run_id, there, model_uri)
+    for run_uri in _unfinished(there, model_uri, identity, settings.run_id):
+        noted = storage.join(run_uri, LISTING_NAME)
+        before = read_listing(noted) if storage.exists(noted) else None
+        continued = grown(before, listing) if before else None
+        if before and continued:
             say(f"score: goes on with {run_uri}, which did not come to its end")
-            return run_uri
+            if continued.rows > before.rows:
+                say(f"score: {continued.rows - before.rows:,} photos have come since")
+                write_listing(continued, noted)
+            return run_uri, continued
+        say(f"score: removes {run_uri}, which did not come to its end: its photos changed, are gone or were scored since")
+        storage.delete_folder(run_uri)
     run_id = settings.run_id or now.strftime("%Y%m%dT%H%M%S%fZ")
     run_uri = storage.join(model_uri, f"scored_date={now.date().isoformat()}", f"run_id={run_id}")
-    storage.claim_folder(run_uri, "predictions", identity)
-    return run_uri
+    storage.claim_folder(run_uri, "predictions", dict(identity))
+    write_listing(listing, storage.join(run_uri, LISTING_NAME))
+    return run_uri, listing
 
 
-def _unfinished(model_uri: str, run_id: str | None) -> list[str]:
-    """The newest first."""
-    if not storage.exists(model_uri):
-        return []
-    markers = [path for path in file_listing.list_files(model_uri) if path.endswith(f"/{storage.INCOMPLETE_NAME}")]
-    folders = [path.removesuffix(f"/{storage.INCOMPLETE_NAME}") for path in markers]
-    return [storage.join(model_uri, folder) for folder in reversed(folders) if run_id in (None, _run_id(folder))]
+def _check_name(run_id: str | None, there: set[str], model_uri: str) -> None:
+    """Raises an OutputExistsError when a run of that name is published."""
+    for path in there:
+        if run_id and path.endswith(f"/run_id={run_id}/{storage.MANIFEST_NAME}"):
+            uri = storage.join(model_uri, path.removesuffix(f"/{storage.MANIFEST_NAME}"))
+            raise OutputExistsError(f"run {uri} already exists: choose another --run-id")
 
 
-def _run_id(folder: str) -> str:
-    return folder.rpartition("run_id=")[2]
-
-
-def _wait_until_silent(run_uri: str) -> None:
-    """Returns when the process that last wrote there is dead; raises when it is not."""
-    uri = storage.join(run_uri, ALIVE_NAME)
-    if not storage.exists(uri):
-        return
-    last = storage.read_json(uri)
-    if last["host"] == socket.gethostname():
-        if last["process"] != _process(os.getpid()) and _process(int(last["process"].split(" ")[0])) == last["process"]:
-            raise OutputExistsError(f"{run_uri} is being written by process {last['process'].split(' ')[0]} of this machine")
-        return
-    while (silent := time.time() - last["at"]) < _SILENT_S:
-        say(f"score: {run_uri} was written to {silent:.0f} s ago by {last['host']}; waiting whether it still is")
-        time.sleep(min(_BEAT_S, _SILENT_S - silent) + 0.1)
-        if (again := storage.read_json(uri)) != last:
-            raise OutputExistsError(f"{run_uri} is being written by {again['host']}")
-
-
-def _process(number: int) -> str:
-    """A process of this machine: its number and, because numbers return, the time of its start; "" when there is none."""
-    with contextlib.suppress(OSError):
-        return f"{number} {Path(f'/proc/{number}/stat').read_text().rsplit(')', 1)[1].split()[19]}"
-    return ""
-
-
-@contextlib.contextmanager
-def alive(run_uri: str) -> Iterator[None]:
-    """Says every few seconds that the run goes on, and takes it back at the end."""
-    uri, ended = storage.join(run_uri, ALIVE_NAME), threading.Event()
-    about: dict[str, Any] = {"host": socket.gethostname(), "process": _process(os.getpid())}
-
-    def beat() -> None:
-        while not ended.wait(_BEAT_S):
-            with contextlib.suppress(Exception):  # the run itself says what is wrong with its storage
-                storage.write_json(uri, about | {"at": time.time()})
-
-    storage.write_json(uri, about | {"at": time.time()})
-    thread = threading.Thread(target=beat, daemon=True, name="alive")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        storage.delete_file(uri)
+def _unfinished(there: set[str], model_uri: str, identity: Mapping[str, Any], run_id: str | None) -> list[str]:
+    """Runs of that identity, and name if one is given, that are not published; the newest first."""
+    found = []
+    folders = [path.removesuffix(f"/{storage.INCOMPLETE_NAME}") for path in there if path.endswith(f"/{storage.INCOMPLETE_NAME}")]
+    for folder in sorted(folders, reverse=True):
+        run_uri = storage.join(model_uri, folder)
+        marker = storage.read_if_there(storage.join(run_uri, storage.INCOMPLETE_NAME))
+        mine = marker is not None and json.loads(marker) == {"kind": "predictions", "settings": identity}
+        named = folder.rpartition("run_id=")[2] == run_id
+        if mine and f"{folder}/{storage.MANIFEST_NAME}" in there:
+            # It was killed when it was published already.
+            drop_blocks(run_uri)
+            storage.delete_file(storage.join(run_uri, storage.INCOMPLETE_NAME))
+        elif mine and (named or run_id is None):
+            found.append(run_uri)
+        elif named and marker is not None:
+            raise OutputExistsError(f"{run_uri} is an unfinished run with other settings: choose another --run-id, or remove it")
+    return found

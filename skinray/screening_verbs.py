@@ -41,11 +41,13 @@ def score_dry(settings: ScoreSettings) -> list[str]:
     """What it would take."""
     telemetry.import_tensorflow()
     from skinray.bundle import load_bundle
+    from skinray.listing import list_photos
     from skinray.scoring import choose_photos
     from skinray.scoring_estimate import estimate
 
     bundle = load_bundle(settings.bundle)
-    listing, skipped_rows = choose_photos(settings, bundle.model_id)
+    everything = list_photos(settings.input, settings.rows_per_block, settings.image_id)
+    listing, skipped_rows = choose_photos(everything, settings, bundle.model_id)
     known = [f"{skipped_rows:,} photos need no score"] if skipped_rows else []
     if not listing.rows:
         return [*known, "nothing to do"]

@@ -182,6 +182,16 @@ def read_bytes(uri: str) -> bytes:
         return object_store(uri).read(path_of(uri)) if is_remote(uri) else Path(path_of(uri)).read_bytes()
 
 
+def read_if_there(uri: str) -> bytes | None:
+    """The whole content of one file; None when it is not there."""
+    try:
+        return read_bytes(uri)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
 def read_range(uri: str, start: int, end: int) -> bytes:
     """The bytes of one file from `start` up to `end`; fewer when it ends before."""
     with explained(uri, "read"):
@@ -203,6 +213,27 @@ def write_bytes(uri: str, data: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def create_file(uri: str, data: bytes) -> bool:
+    """Writes a file that is not there yet; of several processes that do so at once, one does.
+
+    On a disk a reader, and a kill, may meet it before all of it is written.
+
+    Returns:
+        False when another one was first.
+    """
+    with explained(uri, "write"):
+        if is_remote(uri):
+            return object_store(uri).create(path_of(uri), data)
+        path = Path(path_of(uri))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
 
 
 class HashedFile:
@@ -291,7 +322,11 @@ def read_parquet(uri: str) -> pd.DataFrame:
 
 def write_json(uri: str, value: Any) -> None:
     """Writes one JSON file, indented and with sorted keys, so that the same value gives the same bytes."""
-    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    write_bytes(uri, _encoded(value))
+
+
+def _encoded(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def delete_file(uri: str) -> None:
@@ -349,7 +384,8 @@ def claim_folder(uri: str, kind: str, settings: dict[str, Any], keep: bool = Fal
         delete_folder(uri)
     if _holds_something(uri):
         raise OutputExistsError(f"output {uri} is not empty: choose another --output, or remove it first")
-    write_json(marker, mine)
+    if not create_file(marker, _encoded(mine)):
+        raise OutputExistsError(f"output {uri} was taken by another command this moment: choose another --output")
 
 
 def _holds_something(uri: str) -> bool:
@@ -366,10 +402,7 @@ def publish_folder(uri: str, manifest: dict[str, Any]) -> None:
     A folder that is published already shows the new manifest's content from then on.
     """
     write_json(join(uri, MANIFEST_NAME), manifest)
-    marker = join(uri, INCOMPLETE_NAME)
-    if exists(marker):
-        with explained(uri, "publish"):
-            filesystem(uri).rm_file(path_of(marker))
+    delete_file(join(uri, INCOMPLETE_NAME))
 
 
 def read_many(uris: list[str]) -> list[bytes | Exception]:

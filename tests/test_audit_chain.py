@@ -69,6 +69,14 @@ def test_files_that_were_added_or_taken_away_are_named(tmp_path: Path) -> None:
     assert second.endswith("part-00001.parquet was added")
 
 
+def test_what_a_kill_at_the_very_end_leaves_is_nothing_that_was_added(tmp_path: Path) -> None:
+    folder = nights(tmp_path)[1].parent
+    (folder / storage.INCOMPLETE_NAME).write_text("{}")
+    (folder / "_blocks").mkdir()
+    (folder / "_blocks" / "000000000000.block").write_bytes(b"rows")
+    assert check_chain(str(tmp_path)).problems == ()
+
+
 def test_a_changed_manifest_breaks_the_run_that_follows(tmp_path: Path) -> None:
     manifests = nights(tmp_path)
     head = storage.sha256_of(manifests[-1].read_bytes())

@@ -12,11 +12,13 @@ import pytest
 from skinray.cli import main
 from skinray.config import NightlySettings, ScoreSettings
 from skinray.errors import StorageError
-from skinray.nightly import run_night
+from skinray.nightly import _key, _not_reported, run_night
+from skinray.published_runs import PublishedRun
 from skinray.training import TrainedModel
 
 pytestmark = pytest.mark.ray
 
+REASON = "11.1% of the photos have no score, more than --max-bad-fraction 5.0%"
 DAY = datetime.datetime(2026, 11, 21, 2, 0, tzinfo=datetime.UTC)
 
 
@@ -38,6 +40,8 @@ def test_nights_score_what_is_new_and_report_on_it(trained: TrainedModel, drawn_
     assert (first["new"], first["statuses"], first["drift"], passed) == (40, {"scored": 40}, "no reference", [])
     assert Path(first["report"]).parent == output / "reports"
 
+    # Cut off between its run and its report, the very first of all.
+    shutil.rmtree(first["report"])
     for path in photos[40:48]:
         shutil.copy(path, archive)
     (archive / "broken.jpg").write_text("no photo")
@@ -50,19 +54,23 @@ def test_nights_score_what_is_new_and_report_on_it(trained: TrainedModel, drawn_
     assert report["drift"]["reference"]["uri"] == first["run"]
     assert report["without_score"][0]["listed"][0]["image_id"] == "broken.jpg"
 
-    # Cut off between its run and its report, and then nothing new.
+    assert second["missed_reports"] == [first["report"]]
+
+    # Cut off, and then nothing new: what was wrong was not said yet.
     shutil.rmtree(second["report"])
     third, passed = night(2, max_bad_fraction=0.1)
-    assert (third["new"], third["skipped"], third["report"], passed) == (0, 49, second["report"], [])
+    assert (third["new"], third["skipped"], third["report"], third["missed_reports"]) == (0, 49, second["report"], [])
+    assert "11.1% of the photos have no score" in passed[0]
     assert json.loads((Path(third["report"]) / "report.json").read_text()) == report
 
     # Cut off, and then something new: both get their reports.
     shutil.rmtree(second["report"])
     shutil.copy(photos[48], archive)
-    fourth, _ = night(3)
+    fourth, passed = night(3)
+    assert passed == [f"run {Path(second['run']).name.removeprefix('run_id=')}: {REASON}"]
     assert (fourth["new"], fourth["missed_reports"]) == (1, [second["report"]])
     assert json.loads((Path(second["report"]) / "report.json").read_text()) == report
-    assert first["missed_reports"] == second["missed_reports"] == third["missed_reports"] == []
+    assert night(4)[1] == [], "said once"
 
 
 def test_a_night_without_photos_or_reference_ends_before_it_scores(trained: TrainedModel, tmp_path: Path) -> None:
@@ -71,6 +79,31 @@ def test_a_night_without_photos_or_reference_ends_before_it_scores(trained: Trai
         run_night(NightlySettings.model_validate({**settings, "reference": str(tmp_path / "none")}), DAY)
     assert main(["nightly", *(word for name, value in settings.items() for word in (f"--{name}", value))]) == 1
     assert not (tmp_path / "out").exists()
+
+
+def published(*runs: tuple[str, str, str]) -> list[PublishedRun]:
+    """Runs by their names, verbs and models."""
+    return [
+        PublishedRun(f"/out/model_id={model_id}/scored_date=1/run_id={name}", {"verb": verb, "model_id": model_id}, "")
+        for name, verb, model_id in runs
+    ]
+
+
+def test_runs_that_nobody_has_seen_are_reported_on() -> None:
+    def missing(runs: list[PublishedRun], *reported: str) -> list[str]:
+        """Of runs that a night finds, whose newest is its own or the last there was."""
+        # Where they were when they were reported on, before all of it was moved.
+        places = {_key(run.uri.replace("/out/", "s3://before/")): "" for run in runs if run.run_id in reported}
+        return [run.run_id for run in _not_reported(runs, runs[-1] if runs else None, places)]
+
+    by_hand, nights = ("a", "score", "m"), [(name, "nightly", "m") for name in "bcd"]
+    assert missing([]) == []
+    assert missing(published(by_hand, by_hand, nights[0])) == ["b"], "not what was there before the first night"
+    assert missing(published(by_hand, *nights)) == ["b", "c", "d"], "the first was cut off, too"
+    assert missing(published(*nights), "c", "d") == ["b"], "published later than those that began after it"
+    assert missing(published(*nights), "b", "c", "d") == []
+    assert missing(published(nights[0], by_hand, nights[1]), "b") == ["a", "c"], "what was scored by hand between nights"
+    assert missing(published(nights[0], ("o", "nightly", "old"), ("p", "score", "old"), nights[1]), "b") == ["o", "c"]
 
 
 def test_a_night_scores_as_score_does() -> None:

@@ -126,6 +126,15 @@ def test_an_upload_whose_last_answer_is_lost_is_whole(
     assert storage.read_bytes(f"{s3_bucket}/large") == content
 
 
+def test_a_file_is_created_once_when_answers_are_lost(s3_proxy: FaultyProxy, s3_bucket: str) -> None:
+    uris = [f"{s3_bucket}/claims/{number}" for number in range(20)]
+    with s3_proxy.misbehaving(Faults(cut=0.6, **PASSING)):
+        assert all(storage.create_file(uri, b"mine") for uri in uris), "its own, done and asked for again, is no other's"
+        assert not any(storage.create_file(uri, b"other") for uri in uris)
+        assert s3_proxy.done["cut"] > 20
+    assert [storage.read_bytes(uri) for uri in uris] == [b"mine"] * 20
+
+
 ALWAYS = {
     "slow_down": Faults(slow_down=1),
     "internal": Faults(internal=1),
