@@ -24,7 +24,7 @@ from skinray.operating_points import choose_operating_points
 from skinray.reports import model_card
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
-from skinray.training import TrainedModel, run_identity, train
+from skinray.training import TrainedModel, run_identity, train, with_absolute_paths
 from skinray.training_config import CrossValidateSettings, with_changes
 from skinray.training_export import bundle_metadata, lesions_or_photos, read_validation_predictions
 
@@ -56,6 +56,7 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
     Raises:
         What `train` raises.
     """
+    settings = with_absolute_paths(settings)
     dataset = open_dataset(settings.data)
     finished = _finished(settings, dataset)
     if finished:

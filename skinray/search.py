@@ -21,7 +21,7 @@ from skinray import file_listing, storage
 from skinray.errors import ConfigError, TrainingError
 from skinray.shards import open_dataset
 from skinray.telemetry import say
-from skinray.training import run_identity, train
+from skinray.training import absolute_weights, run_identity, train, with_absolute_paths
 from skinray.training_config import SearchSettings, TrainSettings, with_changes
 
 RESULTS_NAME = "search.json"
@@ -53,6 +53,7 @@ def search(settings: SearchSettings) -> SearchResult:
         TrainingError: No trial ended.
         What `train` raises.
     """
+    settings = with_absolute_paths(settings)
     dataset = open_dataset(settings.data)
     space = {name: parse_draw(name, text) for name, text in settings.space.items()}
     _check_space(settings, space)
@@ -92,7 +93,8 @@ def parse_draw(name: str, text: str) -> Any:
     kind, *words = text.split()
     try:
         if kind == "choice" and words:
-            return ray.tune.choice([_value(word) for word in words])
+            values = [_value(word) for word in words]
+            return ray.tune.choice([absolute_weights(value) for value in values] if name == "model.weights" else values)
         low, high = (float(word) for word in words)
         if kind == "log" and 0 < low < high:
             return ray.tune.loguniform(low, high)

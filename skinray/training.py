@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,8 @@ from skinray.training_config import CHECKPOINTS, STEERING, TrainSettings
 from skinray.training_export import export_bundle
 from skinray.training_log import HISTORY, TrainingLog
 from skinray.worker_group import run_workers
+
+AnyTrainSettings = TypeVar("AnyTrainSettings", bound=TrainSettings)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
         TrainingError: A worker failed more often than `max_failures`.
         OutputExistsError: The output belongs to another run.
     """
+    settings = with_absolute_paths(settings)
     finished = _finished(settings)
     if finished:
         say(f"train: {settings.output} is finished already; nothing to do")
@@ -115,6 +118,26 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
     manifest = {"kind": "skinray-training", "schema_version": 1, "identity": run_identity(settings, dataset), **trained.__dict__}
     storage.publish_folder(storage.normalize(settings.output), manifest)
     return trained
+
+
+def with_absolute_paths(settings: AnyTrainSettings) -> AnyTrainSettings:
+    """The settings with local paths made absolute: Ray gives every worker and every trial a working folder of its own."""
+    mlflow_uri = settings.mlflow_uri
+    if mlflow_uri is not None and ":" not in mlflow_uri and mlflow_uri != "databricks":  # a folder, not a server
+        mlflow_uri = storage.normalize(mlflow_uri)
+    return settings.model_copy(
+        update={
+            "data": storage.normalize(settings.data),
+            "output": storage.normalize(settings.output),
+            "model": settings.model.model_copy(update={"weights": absolute_weights(settings.model.weights)}),
+            "mlflow_uri": mlflow_uri,
+        }
+    )
+
+
+def absolute_weights(weights: str | None) -> str | None:
+    """`model.weights` with a local file made absolute."""
+    return weights if weights in (None, "none", "imagenet") else storage.normalize(weights)
 
 
 def run_identity(settings: TrainSettings, dataset: PreparedDataset) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Settings drawn at random, poor trials stopped, the best one kept; a rerun draws the same."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -22,7 +23,10 @@ def settings(data: str, output: Path, **changes: object) -> SearchSettings:
 
 @pytest.fixture(scope="module")
 def found(prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
-    return search(settings(prepared.uri, tmp_path_factory.mktemp("search") / "run"))
+    # With relative paths, which trials must not look up in the working folders that Ray gives them.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("search"))
+        return search(settings(os.path.relpath(prepared.uri), Path("run")))
 
 
 @pytest.mark.ray

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from skinray.checkpoints import load_checkpoint
 from skinray.errors import ConfigError, DatasetError, OutputExistsError
 from skinray.metrics import roc_auc
 from skinray.shards import PreparedDataset
-from skinray.training import TrainedModel, run_identity, train
+from skinray.training import TrainedModel, run_identity, train, with_absolute_paths
 from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings, TransferSettings
 from tests.conftest import drawing_settings, toy_settings
 
@@ -74,12 +75,14 @@ def test_a_finished_run_is_not_replaced_by_one_with_other_settings(trained: Trai
 
 
 def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
-    trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path
+    trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # With relative paths, which workers must not look up in the working folders that Ray gives them.
+    monkeypatch.chdir(tmp_path)
     # What a kill between the last epoch and the export leaves: checkpoints and the marker, no bundle and no manifest. Of the
     # last checkpoint Ray Train had taken no note.
     shutil.copytree(Path(trained.bundle_uri).parent, tmp_path / "run")
-    settings = toy_settings(prepared.uri, tmp_path / "run")
+    settings = toy_settings(os.path.relpath(prepared.uri), Path("run"))
     (tmp_path / "run" / storage.MANIFEST_NAME).unlink()
     shutil.rmtree(tmp_path / "run" / "bundle")
     snapshot = tmp_path / "run" / "checkpoints" / "checkpoint_manager_snapshot.json"
@@ -88,11 +91,25 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
     noted["checkpoint_report_indices"].pop()
     noted["latest_checkpoint_result"] = noted["checkpoint_results"][-1]
     snapshot.write_text(json.dumps(noted))
-    marker = {"kind": "training", "settings": run_identity(settings, prepared)}
+    marker = {"kind": "training", "settings": run_identity(with_absolute_paths(settings), prepared)}
     storage.write_json(str(tmp_path / "run" / storage.INCOMPLETE_NAME), marker)
     again = train(settings)
     assert again.history == trained.history, "no epoch was trained a second time"
     assert largest_difference(weights_of(again), weights_of(trained)) == 0
+    assert load_bundle(again.bundle_uri).metadata["training_settings"]["data"] == prepared.uri, "found again from anywhere"
+
+
+def test_paths_mean_the_same_from_every_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = toy_settings("data", Path("run"), model=ModelSettings(name="mobilenet", weights="x.weights.h5"), mlflow_uri="ml")
+    absolute = with_absolute_paths(settings)
+    paths = (absolute.data, absolute.output, absolute.model.weights, absolute.mlflow_uri)
+    assert paths == tuple(str(tmp_path / name) for name in ("data", "run", "x.weights.h5", "ml"))
+    assert with_absolute_paths(absolute) == absolute
+    elsewhere = toy_settings(
+        "s3://b/data", Path("/run"), model=ModelSettings(name="mobilenet", weights="imagenet"), mlflow_uri="http://127.0.0.1:5000"
+    )
+    assert with_absolute_paths(elsewhere) == elsewhere
 
 
 def test_transfer_learning_trains_the_new_layers_first(prepared: PreparedDataset, tmp_path: Path) -> None:
