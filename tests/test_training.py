@@ -186,7 +186,7 @@ def test_a_run_leaves_curves_events_and_what_was_said_of_validation(trained: Tra
 
 
 def test_more_workers_than_the_cluster_can_start_are_refused(prepared: PreparedDataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the cluster has 0"):
+    with pytest.raises(ConfigError, match="1 GPUs each: the cluster has room for 0"):
         train(toy_settings(prepared.uri, tmp_path / "run", gpus_per_worker=1))
     with pytest.raises(ConfigError, match="lower num_workers"):
         train(toy_settings(prepared.uri, tmp_path / "run", num_workers=8))
@@ -199,11 +199,25 @@ def test_more_workers_than_the_cluster_can_start_are_refused(prepared: PreparedD
         ({"model": ModelSettings(name="mobilenet", weights="/nowhere/x.weights.h5")}, Exception, "/nowhere/x.weights.h5"),
         ({"model": ModelSettings(name="cnn_sequential", weights="imagenet")}, ConfigError, "imagenet"),
         ({"global_batch_size": 1024}, DatasetError, "1024"),
+        (
+            {
+                "model": ModelSettings(name="mobilenet", mobilenet_alpha=0.25),
+                "transfer": TransferSettings(from_layer="conv_pw_14"),
+            },
+            ConfigError,
+            "conv_pw_13",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
-    changes: dict[str, Any], error: type[Exception], words: str, prepared: PreparedDataset, tmp_path: Path
+    changes: dict[str, Any],
+    error: type[Exception],
+    words: str,
+    prepared: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("skinray.training.gather_photos", lambda *_: pytest.fail("photos were decoded first"))
     with pytest.raises(error, match=words):
         train(toy_settings(prepared.uri, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
