@@ -23,7 +23,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from skinray import storage
-from skinray.checkpoints import load_checkpoint, newest_checkpoint
+from skinray.checkpoints import Progress, load_checkpoint, newest_checkpoint
 from skinray.division import divide
 from skinray.errors import TrainingError
 from skinray.firewall import check_no_leaks
@@ -31,7 +31,7 @@ from skinray.photo_cache import TrainingPhotos, gather_photos
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
 from skinray.training_config import CHECKPOINTS, STEERING, TrainSettings
-from skinray.training_export import export_bundle
+from skinray.training_export import divergence_in_words, export_bundle
 from skinray.training_log import HISTORY, TrainingLog
 from skinray.worker_group import check_room, run_workers
 
@@ -84,7 +84,7 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
         DatasetError: The data set is not published, or has too few photos for one step.
         LeakError: It has leaks, and they were not allowed.
         ConfigError: The backbone's weights cannot be had, it has no such layer, or the cluster has no room for the workers.
-        TrainingError: A worker failed more often than `max_failures`.
+        TrainingError: A worker failed more often than `max_failures`, or the loss became no number before an epoch had ended.
         OutputExistsError: The output belongs to another run.
     """
     settings = with_absolute_paths(settings)
@@ -112,6 +112,7 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
     if newest is None:
         raise TrainingError(f"{settings.output}: training ended without a checkpoint")
     progress, arrays = load_checkpoint(storage.join(settings.checkpoints_uri, newest))
+    _check_learnt(progress)
     exported = export_bundle(settings, dataset, photos, rows.validation, progress, arrays["best"], arrays["best_logits"][0])
     trained = TrainedModel(*exported, progress.best_epoch, progress.best_auc, progress.history)
     manifest = {"kind": "skinray-training", "schema_version": 1, "identity": run_identity(settings, dataset), **trained.__dict__}
@@ -265,6 +266,15 @@ def _taken(report: Queue, take: Callable[[dict[str, Any]], None]) -> Iterator[No
         report.shutdown()
     if errors:
         raise errors[0]
+
+
+def _check_learnt(progress: Progress) -> None:
+    """Says that a run diverged; one without an epoch to keep is an error."""
+    if not progress.diverged:
+        return
+    if not progress.best_epoch:
+        raise TrainingError(f"training failed: {divergence_in_words(progress)}")
+    say(f"train: {divergence_in_words(progress)}; epoch {progress.best_epoch}, the best one before, is kept")
 
 
 def _training_log(settings: TrainSettings) -> TrainingLog:

@@ -10,13 +10,16 @@ import pandas as pd
 import pytest
 
 from skinray import storage
-from skinray.bundle import load_bundle
-from skinray.checkpoints import load_checkpoint
-from skinray.errors import ConfigError, DatasetError, OutputExistsError
+from skinray.bundle import Bundle, load_bundle
+from skinray.checkpoints import Progress, load_checkpoint
+from skinray.classifier import Classifier
+from skinray.errors import ConfigError, DatasetError, OutputExistsError, TrainingError
+from skinray.images import decode_photo
 from skinray.metrics import roc_auc
-from skinray.shards import PreparedDataset
-from skinray.training import TrainedModel, run_identity, train, with_absolute_paths
+from skinray.shards import PreparedDataset, read_photo_bytes
+from skinray.training import TrainedModel, _check_learnt, run_identity, train, with_absolute_paths
 from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings, TransferSettings
+from skinray.training_export import read_validation_predictions
 from tests.conftest import drawing_settings, toy_settings
 
 pytestmark = pytest.mark.ray
@@ -144,6 +147,37 @@ def test_a_fold_that_the_data_has_not_is_refused(prepared: PreparedDataset, tmp_
         train(toy_settings(prepared.uri, tmp_path / "other", fold=5))
 
 
+def check_what_was_said_of_validation(bundle: Bundle, dataset: PreparedDataset) -> None:
+    """Thresholds hold for the bundle only when its own answers are what they were chosen on."""
+    unseen = read_validation_predictions(bundle.uri)
+    stored = read_photo_bytes(dataset, unseen["image_id"].tolist())
+    photos = [decode_photo(stored[name], bundle.preprocessing).pixels for name in unseen["image_id"]]
+    answers = Classifier(bundle).probabilities(np.stack(photos))
+    np.testing.assert_allclose(answers[:, 1], unseen["prob_malignant"], atol=1e-5)
+
+
+def test_a_run_that_diverges_keeps_its_best_epoch_and_is_not_repeated(
+    prepared: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ModelSettings(name="mobilenet", mobilenet_alpha=0.25)
+    # Fine while the backbone is frozen; not a number within the second epoch.
+    changes = {"transfer": TransferSettings(frozen_epochs=1), "learning_rate": 1e30, "warmup_fraction": 0, "optimizer": "sgd"}
+    trained = train(toy_settings(prepared.uri, tmp_path / "run", model=model, epochs=4, steps_per_epoch=4, **changes))
+    assert [record["epoch"] for record in trained.history] == [trained.best_epoch] == [1]
+    words = "the loss is not a number since epoch 2: lower learning_rate or set clip_norm"
+    said = capsys.readouterr().err
+    assert said.count("train: mobilenet") == said.count(words) == 1
+    bundle = load_bundle(trained.bundle_uri)
+    assert bundle.metadata["gap"].startswith(words)
+    assert all(np.isfinite(weight).all() for weight in bundle.load_model().get_weights())
+
+
+def test_a_run_that_diverges_in_its_first_epoch_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="since epoch 1: lower learning_rate or set clip_norm"):
+        _check_learnt(Progress().diverged_at(3))
+    _check_learnt(Progress())
+
+
 def test_every_way_of_training_learns(prepared: PreparedDataset, tmp_path: Path) -> None:
     ways: list[dict[str, Any]] = [
         {
@@ -172,6 +206,8 @@ def test_every_way_of_training_learns(prepared: PreparedDataset, tmp_path: Path)
             assert len(losses) == min(9, trained.best_epoch + 1), "ends an epoch after the best one"
         bundle = load_bundle(trained.bundle_uri)
         assert bundle.takes_clinical == ("model" in way)
+        if way.get("precision") == "bfloat16":
+            check_what_was_said_of_validation(bundle, prepared)
         assert all(np.isfinite(weight).all() for weight in bundle.load_model().get_weights())
 
 
