@@ -32,7 +32,7 @@ from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
 from skinray.training_config import CHECKPOINTS, STEERING, TrainSettings
 from skinray.training_export import divergence_in_words, export_bundle
-from skinray.training_log import HISTORY, TrainingLog
+from skinray.training_log import TrainingLog, read_history
 from skinray.worker_group import check_room, run_workers
 
 AnyTrainSettings = TypeVar("AnyTrainSettings", bound=TrainSettings)
@@ -278,8 +278,7 @@ def _check_learnt(progress: Progress) -> None:
 
 
 def _training_log(settings: TrainSettings) -> TrainingLog:
-    history_uri = storage.join(settings.output, HISTORY)
-    lines = storage.read_bytes(history_uri).splitlines() if storage.exists(history_uri) else []
-    history = [json.loads(line) for line in lines]
     name = storage.normalize(settings.output).rsplit("/", 1)[-1]
-    return TrainingLog(settings.output, settings.recorded(), settings.tensorboard, settings.mlflow_uri, name, history)
+    return TrainingLog(
+        settings.output, settings.recorded(), settings.tensorboard, settings.mlflow_uri, name, read_history(settings.output)
+    )

@@ -172,16 +172,13 @@ def _cross_validate_dry(settings: CrossValidateSettings) -> list[str]:
 
 def _search(settings: SearchSettings) -> int:
     telemetry.import_tensorflow()
-    from skinray.search import search
+    from skinray.search import in_words, search
 
     with ray_session():
         found = search(settings)
     for trial in found.trials:
         auc = "failed" if trial["validation_auc"] is None else f"{trial['validation_auc']:.4f}"
-        drawn = ", ".join(
-            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in trial["drawn"].items()
-        )
-        print(f"{trial['name']}  validation AUC {auc} after {trial['epochs']} epochs: {drawn}")
+        print(f"{trial['name']}  validation AUC {auc} after {trial['epochs']} epochs: {in_words(trial['drawn'])}")
     print(f"model_id   {found.model_id}")
     print(f"bundle     {found.bundle_uri}")
     return 0
