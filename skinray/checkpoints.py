@@ -43,6 +43,7 @@ class Progress:
         history: One record an epoch.
         best_auc: Best validation ROC-AUC so far.
         best_epoch: The epoch that reached it, from 1; 0 before the first has ended.
+        diverged: True when the loss is not a number any more, in the epoch after those done.
     """
 
     epoch: int = 0
@@ -50,10 +51,15 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     best_auc: float = 0.0
     best_epoch: int = 0
+    diverged: bool = False
 
     def at_step(self, step: int) -> "Progress":
         """The same, so many steps into the running epoch."""
         return replace(self, step=step)
+
+    def diverged_at(self, step: int) -> "Progress":
+        """The same, over because the loss is not a number so many steps into the running epoch."""
+        return replace(self, step=step, diverged=True)
 
     def after(self, record: dict[str, Any]) -> "Progress":
         """One epoch later; an equal AUC does not replace the earlier epoch."""
@@ -66,9 +72,9 @@ class Progress:
         )
 
     def is_over(self, epochs: int, patience_epochs: int | None) -> bool:
-        """True when all epochs are done, or when the last so many of them have not raised the AUC."""
+        """True when all epochs are done, when the last so many of them have not raised the AUC, or when it diverged."""
         stalled = patience_epochs is not None and self.best_epoch > 0 and self.epoch - self.best_epoch >= patience_epochs
-        return self.epoch >= epochs or stalled
+        return self.epoch >= epochs or stalled or self.diverged
 
 
 def save_checkpoint(folder: Path, progress: Progress, arrays: Arrays) -> None:

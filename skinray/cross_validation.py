@@ -18,13 +18,14 @@ import scipy.stats
 from skinray import storage
 from skinray.bundle import Labels, load_bundle, save_bundle
 from skinray.counts import Measure, ScoreCounts
+from skinray.division import all_folds, divide
 from skinray.intervals import Clusters, estimates
 from skinray.metrics import balanced_accuracy, binary_figures, roc_auc
 from skinray.operating_points import choose_operating_points
 from skinray.reports import model_card
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
-from skinray.training import TrainedModel, run_identity, train
+from skinray.training import TrainedModel, run_identity, train, with_absolute_paths
 from skinray.training_config import CrossValidateSettings, with_changes
 from skinray.training_export import bundle_metadata, lesions_or_photos, read_validation_predictions
 
@@ -54,17 +55,21 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
     """Trains every fold, or goes on with what was cut off, or returns what was found before.
 
     Raises:
+        DatasetError: A fold lacks a class, or leaves too few photos for one step.
         What `train` raises.
     """
+    settings = with_absolute_paths(settings)
     dataset = open_dataset(settings.data)
     finished = _finished(settings, dataset)
     if finished:
         say(f"cross-validate: {settings.output} is finished already; nothing to do")
         return finished
+    # All folds before the first is trained: the last one may be hours away.
+    divide(dataset, settings, all_folds(dataset))
     identity = run_identity(settings, dataset)
     storage.claim_folder(settings.output, "cross-validation", identity, keep=True)
     runs = []
-    for fold in range(dataset.manifest.settings["folds"]):
+    for fold in all_folds(dataset):
         say(f"--- fold {fold}")
         runs.append(train(with_changes(settings, {"fold": fold, "output": storage.join(settings.output, f"fold={fold}")})))
     predictions = [read_validation_predictions(run.bundle_uri) for run in runs]

@@ -6,10 +6,12 @@
 <output>/_manifest.json   written last
 
 The draws follow from the seed, so the same command after a kill draws the same trials: finished ones are known at once, the
-one that was cut off goes on from its checkpoint.
+one that was cut off goes on from its checkpoint, and all are compared by the epochs that they had before.
 """
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +22,11 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from skinray import file_listing, storage
 from skinray.errors import ConfigError, TrainingError
 from skinray.shards import open_dataset
+from skinray.step_timing import SAID_EVERY_S
 from skinray.telemetry import say
-from skinray.training import run_identity, train
+from skinray.training import absolute_weights, run_identity, train, with_absolute_paths
 from skinray.training_config import SearchSettings, TrainSettings, with_changes
+from skinray.training_log import read_history
 
 RESULTS_NAME = "search.json"
 _METRIC = "validation_auc"
@@ -53,6 +57,7 @@ def search(settings: SearchSettings) -> SearchResult:
         TrainingError: No trial ended.
         What `train` raises.
     """
+    settings = with_absolute_paths(settings)
     dataset = open_dataset(settings.data)
     space = {name: parse_draw(name, text) for name, text in settings.space.items()}
     _check_space(settings, space)
@@ -92,7 +97,8 @@ def parse_draw(name: str, text: str) -> Any:
     kind, *words = text.split()
     try:
         if kind == "choice" and words:
-            return ray.tune.choice([_value(word) for word in words])
+            values = [_value(word) for word in words]
+            return ray.tune.choice([absolute_weights(value) for value in values] if name == "model.weights" else values)
         low, high = (float(word) for word in words)
         if kind == "log" and 0 < low < high:
             return ray.tune.loguniform(low, high)
@@ -116,6 +122,8 @@ def _value(word: str) -> Any:
 
 def _check_space(settings: SearchSettings, space: dict[str, Any]) -> None:
     """Refuses before the first trial what its settings would refuse after hours."""
+    if "epochs" in space:
+        raise ConfigError("space.epochs: trials are compared epoch by epoch and all have equally many; set epochs itself")
     for name, drawn in space.items():
         whole_numbers = isinstance(drawn, ray.tune.search.sample.Integer)  # their upper end is not drawn itself
         ends = drawn.categories if hasattr(drawn, "categories") else [drawn.lower, drawn.upper - whole_numbers]
@@ -130,13 +138,12 @@ def _check_space(settings: SearchSettings, space: dict[str, Any]) -> None:
 def _run_trials(settings: SearchSettings, space: dict[str, Any]) -> list[dict[str, Any]]:
     def trial(drawn: dict[str, Any]) -> None:
         chosen = trial_settings(settings, drawn)
+        # What a search that was killed had trained: those who come after are compared with it, and who was stopped is again.
+        for record in read_history(chosen.output):
+            ray.tune.report(_reported(record, finished=False))
         trained = train(chosen, on_epoch=lambda record: ray.tune.report(_reported(record, finished=False)))
-        best = max(record[_METRIC] for record in trained.history)
-        ray.tune.report({_METRIC: best, "best_auc": best, "epoch": settings.epochs + 1, "finished": True})
+        ray.tune.report(_reported(trained.history[-1], finished=True))
 
-    scheduler: Any = FIFOScheduler()  # type: ignore[no-untyped-call]
-    if settings.epochs > settings.grace_epochs:
-        scheduler = ASHAScheduler(time_attr="epoch", max_t=settings.epochs + 1, grace_period=settings.grace_epochs)
     tuner = ray.tune.Tuner(
         # The trial itself only waits, and must not take a core from its workers; Tune wants to be asked for something.
         ray.tune.with_resources(trial, {"cpu": 0, "memory": 1}),
@@ -146,7 +153,7 @@ def _run_trials(settings: SearchSettings, space: dict[str, Any]) -> list[dict[st
             mode="max",
             num_samples=settings.trials,
             max_concurrent_trials=settings.concurrent_trials,
-            scheduler=scheduler,
+            scheduler=build_scheduler(settings),
             search_alg=BasicVariantGenerator(random_state=settings.seed, max_concurrent=settings.concurrent_trials),
         ),
         run_config=ray.tune.RunConfig(
@@ -154,24 +161,86 @@ def _run_trials(settings: SearchSettings, space: dict[str, Any]) -> list[dict[st
             storage_path=storage.path_of(settings.output),
             storage_filesystem=storage.arrow_filesystem(settings.output),
             verbose=0,
+            callbacks=[TrialTeller(settings)],
         ),
     )
     rows = []
     results = tuner.fit()
     for result in (results[number] for number in range(len(results))):
         metrics, drawn = result.metrics or {}, dict(result.config or {})
-        if result.error:
-            say(f"search: {trial_name(drawn)} failed: {str(result.error).strip().splitlines()[-1]}")
         rows.append(
             {
                 "name": trial_name(drawn),
                 "drawn": drawn,
                 "validation_auc": metrics.get("best_auc"),
-                "epochs": min(metrics.get("epoch", 0), settings.epochs),
+                "epochs": metrics.get("epoch", 0),
                 "finished": bool(metrics.get("finished", False)),
             }
         )
     return sorted(rows, key=lambda row: -(row["validation_auc"] or 0.0))
+
+
+def build_scheduler(settings: SearchSettings) -> Any:
+    """Compares trials after `grace_epochs` epochs, twice as many, and so on: one poorer than half of those before it is stopped.
+
+    Not after the last epoch, when everything is paid for: who comes so far finishes, and the best of these wins.
+    """
+    if settings.epochs <= settings.grace_epochs:
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
+    return ASHAScheduler(
+        time_attr="epoch",
+        max_t=settings.epochs - 1,
+        grace_period=settings.grace_epochs,
+        reduction_factor=2,
+        stop_last_trials=False,
+    )
+
+
+class TrialTeller(ray.tune.Callback):
+    """Says on the driver what the trials do, whose own lines stay in Ray's logs.
+
+    Args:
+        settings: Of the search.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, settings: SearchSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._trials, self._epochs, self._clock = settings.trials, settings.epochs, clock
+        self._names: dict[str, str] = {}
+        self._said = clock()
+
+    def on_trial_start(self, *_: Any, **told: Any) -> None:
+        """Says what was drawn."""
+        trial = told["trial"]
+        self._names.setdefault(trial.trial_id, f"search: trial {len(self._names) + 1} of {self._trials}")
+        say(f"{self._names[trial.trial_id]}: {in_words(trial.config)}")
+
+    def on_trial_result(self, *_: Any, **told: Any) -> None:
+        """Says how far it is, when the last such line is old enough."""
+        result = told["result"]
+        if not result["finished"] and self._clock() - self._said >= SAID_EVERY_S:
+            self._said = self._clock()
+            epoch = f"epoch {result['epoch']} of {self._epochs}"
+            say(f"{self._names[told['trial'].trial_id]}: {epoch}, validation ROC-AUC {result[_METRIC]:.4f}")
+
+    def on_trial_complete(self, *_: Any, **told: Any) -> None:
+        """Says how it ended."""
+        trial, last = told["trial"], told["trial"].last_result
+        if not last.get("done"):
+            return  # the whole search was interrupted
+        how = "finished" if last["finished"] else "stopped, poorer than half of the others so far"
+        say(f"{self._names[trial.trial_id]}: {how}; best validation ROC-AUC {last['best_auc']:.4f} of {last['epoch']} epochs")
+
+    def on_trial_error(self, *_: Any, **told: Any) -> None:
+        """Says why it failed."""
+        trial = told["trial"]
+        reason = str(trial.get_error()).strip().splitlines()[-1]
+        say(f"{self._names[trial.trial_id]}: failed: {reason}")
+
+
+def in_words(drawn: dict[str, Any]) -> str:
+    """What was drawn, for a person."""
+    return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in drawn.items())
 
 
 def _reported(record: dict[str, Any], finished: bool) -> dict[str, Any]:

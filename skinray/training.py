@@ -8,13 +8,12 @@
 """
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +23,19 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from skinray import storage
-from skinray.checkpoints import load_checkpoint, newest_checkpoint
-from skinray.errors import ConfigError, DatasetError, TrainingError
+from skinray.checkpoints import Progress, load_checkpoint, newest_checkpoint
+from skinray.division import divide
+from skinray.errors import TrainingError
 from skinray.firewall import check_no_leaks
 from skinray.photo_cache import TrainingPhotos, gather_photos
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
 from skinray.training_config import CHECKPOINTS, STEERING, TrainSettings
-from skinray.training_export import export_bundle
-from skinray.training_log import HISTORY, TrainingLog
-from skinray.worker_group import run_workers
+from skinray.training_export import divergence_in_words, export_bundle
+from skinray.training_log import TrainingLog, read_history
+from skinray.worker_group import check_room, run_workers
+
+AnyTrainSettings = TypeVar("AnyTrainSettings", bound=TrainSettings)
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,16 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
-class _Division:
+class _Rows:
     """Which photos of the cache are learnt from and which choose the epoch: row numbers, int64, ascending."""
 
     train: npt.NDArray[np.int64]
     validation: npt.NDArray[np.int64]
 
 
-def _divide(photos: TrainingPhotos, fold: int | None) -> _Division:
+def _rows_of(photos: TrainingPhotos, fold: int | None) -> _Rows:
     chosen = photos.splits == "validation" if fold is None else photos.folds == fold
-    return _Division(np.flatnonzero(~chosen), np.flatnonzero(chosen))
+    return _Rows(np.flatnonzero(~chosen), np.flatnonzero(chosen))
 
 
 def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> TrainedModel:
@@ -81,22 +83,22 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
     Raises:
         DatasetError: The data set is not published, or has too few photos for one step.
         LeakError: It has leaks, and they were not allowed.
-        ConfigError: The backbone's weights cannot be had.
-        TrainingError: A worker failed more often than `max_failures`.
+        ConfigError: The backbone's weights cannot be had, it has no such layer, or the cluster has no room for the workers.
+        TrainingError: A worker failed more often than `max_failures`, or the loss became no number before an epoch had ended.
         OutputExistsError: The output belongs to another run.
     """
+    settings = with_absolute_paths(settings)
     finished = _finished(settings)
     if finished:
         say(f"train: {settings.output} is finished already; nothing to do")
         return finished
     dataset = open_dataset(settings.data)
     check_no_leaks(dataset, settings.allow_leaks)
-    _check_trainable(dataset, settings)
-    _check_resources(settings)
+    divide(dataset, settings, [settings.fold])
+    check_room(settings.num_workers, settings.cpus_per_worker, settings.gpus_per_worker)
     initial_weights = _initial_weights(settings, len(dataset.manifest.classes))
     photos = gather_photos(dataset, ("train", "validation"), settings.preprocessing, settings.cache)
-    division = _divide(photos, settings.fold)
-    _check_division(division, photos, settings)
+    rows = _rows_of(photos, settings.fold)
     storage.claim_folder(settings.output, "training", run_identity(settings, dataset), keep=True)
     with _training_log(settings) as log:
 
@@ -105,16 +107,37 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
             if on_epoch and record["kind"] == "epoch":
                 on_epoch(record)
 
-        _fit(settings, dataset, photos, division, initial_weights, take)
+        _fit(settings, dataset, photos, rows, initial_weights, take)
     newest = newest_checkpoint(settings.checkpoints_uri)
     if newest is None:
         raise TrainingError(f"{settings.output}: training ended without a checkpoint")
     progress, arrays = load_checkpoint(storage.join(settings.checkpoints_uri, newest))
-    exported = export_bundle(settings, dataset, photos, division.validation, progress, arrays["best"], arrays["best_logits"][0])
+    _check_learnt(progress)
+    exported = export_bundle(settings, dataset, photos, rows.validation, progress, arrays["best"], arrays["best_logits"][0])
     trained = TrainedModel(*exported, progress.best_epoch, progress.best_auc, progress.history)
     manifest = {"kind": "skinray-training", "schema_version": 1, "identity": run_identity(settings, dataset), **trained.__dict__}
     storage.publish_folder(storage.normalize(settings.output), manifest)
     return trained
+
+
+def with_absolute_paths(settings: AnyTrainSettings) -> AnyTrainSettings:
+    """The settings with local paths made absolute: Ray gives every worker and every trial a working folder of its own."""
+    mlflow_uri = settings.mlflow_uri
+    if mlflow_uri is not None and ":" not in mlflow_uri and mlflow_uri != "databricks":  # a folder, not a server
+        mlflow_uri = storage.normalize(mlflow_uri)
+    return settings.model_copy(
+        update={
+            "data": storage.normalize(settings.data),
+            "output": storage.normalize(settings.output),
+            "model": settings.model.model_copy(update={"weights": absolute_weights(settings.model.weights)}),
+            "mlflow_uri": mlflow_uri,
+        }
+    )
+
+
+def absolute_weights(weights: str | None) -> str | None:
+    """`model.weights` with a local file made absolute."""
+    return weights if weights in (None, "none", "imagenet") else storage.normalize(weights)
 
 
 def run_identity(settings: TrainSettings, dataset: PreparedDataset) -> dict[str, Any]:
@@ -133,59 +156,22 @@ def _finished(settings: TrainSettings) -> TrainedModel | None:
     return TrainedModel(**{name: manifest[name] for name in TrainedModel.__dataclass_fields__})
 
 
-def _check_trainable(dataset: PreparedDataset, settings: TrainSettings) -> None:
-    """Refuses from the manifest what could not be trained, before a photo is read."""
-    rows = dataset.rows("train") if settings.fold is None else dataset.rows("train") + dataset.rows("validation")
-    if rows < settings.global_batch_size:
-        raise DatasetError(
-            f"{dataset.uri} has {rows} training photos, fewer than one global batch of {settings.global_batch_size}"
-        )
-    folds = dataset.manifest.settings["folds"]
-    if settings.fold is not None and settings.fold >= folds:
-        raise ConfigError(f"fold {settings.fold}: {dataset.uri} has the folds 0 to {folds - 1}")
-    for split, counts in dataset.manifest.split_classes.items():
-        absent = [code for code, count in counts.items() if not count]
-        if absent and split != "test":
-            raise DatasetError(f"{dataset.uri} has no {', '.join(absent)} photo in its {split} split; prepare with another split")
-
-
-def _check_division(division: _Division, photos: TrainingPhotos, settings: TrainSettings) -> None:
-    for name, rows in (("learn from", division.train), ("validate on", division.validation)):
-        absent = set(photos.labels) - set(photos.labels[rows])
-        if absent:
-            raise DatasetError(f"fold {settings.fold}: no {', '.join(sorted(absent))} photo to {name}; prepare with fewer folds")
-    if len(division.train) < settings.global_batch_size:
-        raise DatasetError(f"fold {settings.fold}: {len(division.train)} training photos are fewer than one global batch")
-
-
-def _check_resources(settings: TrainSettings) -> None:
-    """Refuses what the cluster cannot start; Ray Train would wait for it for ever, because a cluster may grow."""
-    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    wanted = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
-    for name, each in wanted.items():
-        needed = each * settings.num_workers
-        if needed > cluster.get(name, 0) and not _grows():
-            raise ConfigError(
-                f"{settings.num_workers} workers with {each} {name}s each need {needed}, the cluster has "
-                f"{cluster.get(name, 0):g}: lower num_workers, cpus_per_worker or gpus_per_worker"
-            )
-
-
-def _grows() -> bool:
-    """True on a cluster with an autoscaler, which starts machines for what is asked."""
-    return "RAY_CLUSTER_NAME" in os.environ or os.path.exists(os.path.expanduser("~/ray_bootstrap_config.yaml"))
-
-
 def _initial_weights(settings: TrainSettings, num_classes: int) -> list[npt.NDArray[Any]]:
-    """Random weights with the backbone's pretrained ones in place; made once, so that every worker starts alike."""
+    """Random weights with the backbone's pretrained ones in place; made once, so that every worker starts alike.
+
+    Raises:
+        ConfigError: The pretrained ones cannot be had, or the backbone has no layer `transfer.from_layer`.
+    """
     import keras
 
-    from skinray.model import build_model, load_backbone_weights
+    from skinray.model import build_model, load_backbone_weights, set_trainable
 
     keras.utils.set_random_seed(settings.seed)
     model = build_model(settings.model, settings.preprocessing.image_size_px, num_classes)
     load_backbone_weights(model, settings.model)
     weights: list[npt.NDArray[Any]] = model.get_weights()
+    # The workers do this; here it fails before photos are decoded and the output is claimed.
+    set_trainable(model, frozen_backbone=False, from_layer=settings.transfer.from_layer, freeze_batch_norm=False)
     return weights
 
 
@@ -198,7 +184,7 @@ def _fit(
     settings: TrainSettings,
     dataset: PreparedDataset,
     photos: TrainingPhotos,
-    division: _Division,
+    rows: _Rows,
     initial_weights: list[npt.NDArray[Any]],
     take: Callable[[dict[str, Any]], None],
 ) -> None:
@@ -213,12 +199,10 @@ def _fit(
         settings=settings,
         classes=manifest.classes,
         malignant=tuple(manifest.classes.index(code) for code in manifest.malignant),
-        class_weight=_class_weight(photos.labels[division.train], manifest.classes)
-        if weighted
-        else (1.0,) * len(manifest.classes),
+        class_weight=_class_weight(photos.labels[rows.train], manifest.classes) if weighted else (1.0,) * len(manifest.classes),
         photos=photos,
-        train_rows=division.train,
-        validation_rows=division.validation,
+        train_rows=rows.train,
+        validation_rows=rows.validation,
         initial_weights=ray.put(initial_weights),
         report=report,
     )
@@ -226,7 +210,7 @@ def _fit(
 
     rates = " then ".join(f"{phase.peak_learning_rate:.1e} ({phase.name})" for phase in phases(settings))
     say(
-        f"train: {settings.model.name}, {len(division.train):,} photos, {settings.num_workers} workers, {settings.epochs} epochs "
+        f"train: {settings.model.name}, {len(rows.train):,} photos, {settings.num_workers} workers, {settings.epochs} epochs "
         f"of {plan.steps_per_epoch} steps of {settings.global_batch_size}, learning rate {rates}"
     )
     scaling = ray.train.ScalingConfig(
@@ -284,9 +268,17 @@ def _taken(report: Queue, take: Callable[[dict[str, Any]], None]) -> Iterator[No
         raise errors[0]
 
 
+def _check_learnt(progress: Progress) -> None:
+    """Says that a run diverged; one without an epoch to keep is an error."""
+    if not progress.diverged:
+        return
+    if not progress.best_epoch:
+        raise TrainingError(f"training failed: {divergence_in_words(progress)}")
+    say(f"train: {divergence_in_words(progress)}; epoch {progress.best_epoch}, the best one before, is kept")
+
+
 def _training_log(settings: TrainSettings) -> TrainingLog:
-    history_uri = storage.join(settings.output, HISTORY)
-    lines = storage.read_bytes(history_uri).splitlines() if storage.exists(history_uri) else []
-    history = [json.loads(line) for line in lines]
     name = storage.normalize(settings.output).rsplit("/", 1)[-1]
-    return TrainingLog(settings.output, settings.recorded(), settings.tensorboard, settings.mlflow_uri, name, history)
+    return TrainingLog(
+        settings.output, settings.recorded(), settings.tensorboard, settings.mlflow_uri, name, read_history(settings.output)
+    )

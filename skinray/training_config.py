@@ -129,7 +129,8 @@ class TrainSettings(VerbSettings):
     as the others, by repeating the rare ones) or none."""
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """auto: on GPUs bfloat16 where they have it, else float16; on CPUs with bfloat16 arithmetic bfloat16, else float32. The
-    weights are float32 in all of these. float64 is for proofs: it shows what float32's rounding hides."""
+    weights are float32 in all of these, and validation is computed in float32, as the bundle is. float64 is for proofs: it shows
+    what float32's rounding hides."""
     cache: Literal["auto", "memory", "none"] = "auto"
     """Decoded photos: memory (decoded once, kept in Ray's object store), none (decoded again for every epoch), or auto: memory
     where they fit."""

@@ -66,10 +66,10 @@ def export_bundle(
     _write_validation_predictions(settings.output, photos, validation_rows, manifest.classes, logits)
     lesions = lesions_or_photos(photos.lesion_ids[validation_rows], photos.image_ids[validation_rows])
     points = choose_operating_points(positive, malignancy(logits, malignant), lesions, "validation")
-    gap = generalisation_gap(progress.history)
+    gap = gap_in_words(generalisation_gap(progress.history))
     metadata = bundle_metadata(settings, dataset) | {
         "validation": {"photos": len(positive), "roc_auc": progress.best_auc, "epoch": progress.best_epoch},
-        "gap": gap_in_words(gap),
+        "gap": f"{divergence_in_words(progress)}. Before that: {gap}" if progress.diverged else gap,
         "calibration": asdict(calibration),
     }
     bundle_uri = storage.join(settings.output, "bundle")
@@ -82,8 +82,13 @@ def export_bundle(
         metadata,
         model_card(metadata, points),
     )
-    say(f"train: {gap_in_words(gap)}")
+    say(f"train: {gap}")
     return bundle_uri, model_id
+
+
+def divergence_in_words(progress: Progress) -> str:
+    """What became of a run that diverged, and what to do."""
+    return f"the loss is not a number since epoch {progress.epoch + 1}: lower learning_rate or set clip_norm"
 
 
 def _calibration(

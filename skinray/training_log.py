@@ -124,6 +124,12 @@ class TrainingLog:
         return None
 
 
+def read_history(output_uri: str) -> list[dict[str, Any]]:
+    """The epochs that a run has recorded so far, one record each; none of a run that has not begun."""
+    uri = storage.join(output_uri, HISTORY)
+    return [json.loads(line) for line in storage.read_bytes(uri).splitlines()] if storage.exists(uri) else []
+
+
 STEP_PARTS = (
     ("loss", "loss {:.4f}"),
     ("learning_rate", "lr {:.1e}"),

@@ -32,7 +32,7 @@ from skinray.normalization import synchronized
 from skinray.optimization import Phase, WeightAverage, build_optimizer, current_learning_rate, phases
 from skinray.photo_cache import TrainingPhotos
 from skinray.photo_reader import PhotoReader
-from skinray.replicas import Replicas, dtype_policy, fastest_precision
+from skinray.replicas import Precision, Replicas, dtype_policy, fastest_precision
 from skinray.step_timing import CheckpointClock, Meter
 from skinray.training_config import TrainSettings
 from skinray.training_step import Batch, StepOutcome, build_predict, build_train_step
@@ -93,21 +93,35 @@ def train_worker(config: dict[str, Any]) -> None:
     replicas = Replicas(context.get_world_rank(), context.get_world_size(), settings.gpus_per_worker)
     watchdog = Watchdog(settings.collective_timeout_s, abort_collectives)
     precision = settings.precision if settings.precision != "auto" else broadcast_from_rank_zero(fastest_precision())
-    keras.config.set_dtype_policy(dtype_policy(precision))
-    _Run(plan, replicas, watchdog.beat, float16=precision == "float16").to_the_end()
+    _Run(plan, replicas, watchdog.beat, precision).to_the_end()
     watchdog.stop()
+
+
+class _DivergedError(Exception):
+    """What the network computes is not a number any more; raised by all ranks alike.
+
+    Args:
+        steps: Done of the running epoch.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps)
+        self.steps = steps
 
 
 class _Run:
     """One rank's part of a run: its model, how far it has come, and the steps that take it further."""
 
-    def __init__(self, plan: WorkerPlan, replicas: Replicas, beat: Callable[[], None], float16: bool) -> None:
+    def __init__(self, plan: WorkerPlan, replicas: Replicas, beat: Callable[[], None], precision: Precision) -> None:
         settings = plan.settings
         self.plan, self.settings, self.replicas, self.beat = plan, settings, replicas, beat
-        self._float16 = float16
+        self._float16 = precision == "float16"
+        # What is validated and kept. Not in half precision: the bundle is run in float32, in which logits, and with them
+        # thresholds, are others (MobileNet's malignancy score differs by up to 0.08).
+        self.kept = self._built(precision if precision == "float64" else "float32")
         with replicas.strategy.scope():
             keras.utils.set_random_seed(settings.seed)
-            self.model = synchronized(build_model(settings.model, settings.preprocessing.image_size_px, len(plan.classes)))
+            self.model = synchronized(self._built(precision))
             self.model.set_weights(ray.get(plan.initial_weights))
         self.average = WeightAverage(self.model, settings.weight_averaging) if settings.weight_averaging else None
         self.labels = plan.labels
@@ -124,11 +138,22 @@ class _Run:
         self.optimizer: keras.optimizers.Optimizer = None
         self.train_step: Callable[[Batch, int], StepOutcome] | None = None
         share = settings.global_batch_size // replicas.num_workers
-        self.predict = build_predict(replicas, self.model, share, beat)
+        self.predict = build_predict(replicas, self.kept, share, beat)
         self._restore()
 
+    def _built(self, precision: Precision) -> keras.Model:
+        keras.config.set_dtype_policy(dtype_policy(precision))
+        return build_model(self.settings.model, self.settings.preprocessing.image_size_px, len(self.plan.classes))
+
     def to_the_end(self) -> None:
-        """Runs what is left of the epochs."""
+        """Runs what is left of the epochs, or up to where the loss is not a number any more."""
+        try:
+            self._run_epochs()
+        except _DivergedError as diverged:
+            self.progress = self.progress.diverged_at(diverged.steps)
+            self._checkpoint({"epoch": self.progress.epoch, "step": diverged.steps})
+
+    def _run_epochs(self) -> None:
         settings = self.settings
         while not self.progress.is_over(settings.epochs, settings.early_stopping_epochs):
             self._enter_phase()
@@ -138,7 +163,7 @@ class _Run:
             self.progress = self.progress.after(record)
             record |= {"best_auc": self.progress.best_auc, "best_epoch": self.progress.best_epoch}
             if self.progress.best_epoch == self.progress.epoch:
-                self.best, self.best_logits = self._kept_weights(), logits
+                self.best, self.best_logits = self.kept.get_weights(), logits
             self.losses[:], self.logits[:] = 0, 0
             self._tell(record)
             self._checkpoint(record)
@@ -191,11 +216,15 @@ class _Run:
                 self._take_in(pending, share)
                 self._tell(self._step_record(step + 1, meter), often=True)
             if due:
+                self._check_loss(step)
                 self.progress = self.progress.at_step(step + 1)
                 self._checkpoint({"epoch": epoch, "step": step + 1})
         train_s = meter.elapsed_s
+        self._check_loss(steps - 1)
         losses, logits = self.replicas.sum(self.losses), self.replicas.sum(self.logits)
-        seen = order[: len(logits)]
+        losses = losses[np.isfinite(losses)]  # without steps that overflowed in float16, which its optimizer skipped
+        known = np.isfinite(logits).all(axis=1)
+        seen = order[: len(logits)][known]
         return {
             "kind": "epoch",
             "epoch": epoch + 1,
@@ -206,12 +235,20 @@ class _Run:
             "workers": self.replicas.num_workers,
             "learning_rate": current_learning_rate(self.optimizer),
             "train_loss": float(losses.mean()),
-            **{f"train_{name}": value for name, value in self._figures(logits, self.labels[seen]).items()},
+            **{f"train_{name}": value for name, value in self._figures(logits[known], self.labels[seen]).items()},
             "images_per_s": meter.images_per_s,
             "step_s": train_s / max(1, meter.steps),
             "data_wait_s": meter.wait_s,
             "train_s": train_s,
         }
+
+    def _check_loss(self, step: int) -> None:
+        """Raises _DivergedError when the loss of a step over all workers, which is the newest, is not a number.
+
+        In float16 one of the steps before may have been none without harm; otherwise none becomes a number again.
+        """
+        if not np.isfinite(self.replicas.sum(self.losses[step : step + 1])).all():
+            raise _DivergedError(step + 1)
 
     def _take_in(self, pending: list[tuple[int, StepOutcome]], share: int) -> None:
         """Fetches what steps have computed; until then they may still be running on a GPU."""
@@ -242,13 +279,11 @@ class _Run:
     def _validate(self) -> tuple[dict[str, Any], Logits]:
         """Measures the weights that would be kept, on every validation photo once."""
         started = time.monotonic()
-        learnt = self.model.get_weights() if self.average else None
-        if self.average:
-            self.model.set_weights(self.average.values())
+        self.kept.set_weights(self.average.values() if self.average else self.model.get_weights())
         rows = self.plan.validation_rows
         logits = self.predict(self.photos, self.clinical, rows)
-        if learnt:
-            self.model.set_weights(learnt)
+        if not np.isfinite(logits).all():  # these are the sum of all workers' parts
+            raise _DivergedError(self.plan.steps_per_epoch)
         figures = self._figures(logits, self.labels[rows]) | {"loss": cross_entropy(logits, self.labels[rows])}
         record = {f"validation_{name}": value for name, value in figures.items()}
         return record | {"validation_s": time.monotonic() - started}, logits
@@ -256,10 +291,6 @@ class _Run:
     def _figures(self, logits: Logits, labels: npt.NDArray[np.int32]) -> dict[str, float]:
         auc = roc_auc(np.isin(labels, self.plan.malignant), malignancy(logits, self.plan.malignant))
         return {"auc": auc, "balanced_accuracy": balanced_accuracy(labels, logits.argmax(axis=1))}
-
-    def _kept_weights(self) -> list[npt.NDArray[Any]]:
-        weights: list[npt.NDArray[Any]] = self.average.values() if self.average else self.model.get_weights()
-        return weights
 
     def _tell(self, record: dict[str, Any], often: bool = False) -> None:
         """Tells the person who watches, if the queue is still there: its loss with a node must not end the training."""

@@ -1,8 +1,8 @@
 """What each verb of the command line does: calls one function and prints what it made."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skinray import screening_verbs, telemetry
 from skinray.config import (
@@ -23,6 +23,9 @@ from skinray.errors import LIMIT_PASSED
 from skinray.ray_session import ray_session
 from skinray.telemetry import say
 from skinray.training_config import CrossValidateSettings, SearchSettings, TrainSettings, VerifySettings
+
+if TYPE_CHECKING:
+    from skinray.shards import PreparedDataset
 
 
 @dataclass(frozen=True)
@@ -118,17 +121,26 @@ def _train(settings: TrainSettings) -> int:
 
 
 def _train_dry(settings: TrainSettings) -> list[str]:
-    from skinray.firewall import check_no_leaks
     from skinray.shards import open_dataset
 
-    dataset = open_dataset(settings.data)
+    return _training_preview(settings, open_dataset(settings.data), [settings.fold])
+
+
+def _training_preview(settings: TrainSettings, dataset: "PreparedDataset", folds: Sequence[int | None]) -> list[str]:
+    from skinray.division import divide
+    from skinray.firewall import check_no_leaks
+
     check_no_leaks(dataset, settings.allow_leaks)
-    rows = dataset.rows("train")
-    steps = min(rows // settings.global_batch_size, settings.steps_per_epoch or rows)
-    cached_mb = (rows + dataset.rows("validation")) * settings.preprocessing.image_size_px**2 * 3 / 1e6
+    lines = []
+    for division in divide(dataset, settings, folds):
+        fold = "" if division.fold is None else f"fold {division.fold}: "
+        train, validation = (sum(counts.values()) for counts in (division.train, division.validation))
+        steps = f"{settings.epochs} epochs of {division.steps_per_epoch(settings)} steps of {settings.global_batch_size} photos"
+        lines.append(f"{fold}{train:,} training and {validation:,} validation photos, {steps} on {settings.num_workers} workers")
+    cached_mb = (dataset.rows("train") + dataset.rows("validation")) * settings.preprocessing.image_size_px**2 * 3 / 1e6
     return [
-        f"{rows:,} training and {dataset.rows('validation'):,} validation photos, classes {', '.join(dataset.manifest.classes)}",
-        f"{settings.epochs} epochs of {steps} steps of {settings.global_batch_size} photos on {settings.num_workers} workers",
+        *lines,
+        f"classes {', '.join(dataset.manifest.classes)}",
         f"decoded photos take {cached_mb:,.0f} MB of the object store",
     ]
 
@@ -151,23 +163,23 @@ def _cross_validate(settings: CrossValidateSettings) -> int:
 
 
 def _cross_validate_dry(settings: CrossValidateSettings) -> list[str]:
+    from skinray.division import all_folds
     from skinray.shards import open_dataset
 
-    return [f"{open_dataset(settings.data).manifest.settings['folds']} folds, each:", *_train_dry(settings)]
+    dataset = open_dataset(settings.data)
+    folds = all_folds(dataset)
+    return [f"{len(folds)} folds, a run each:", *_training_preview(settings, dataset, folds)]
 
 
 def _search(settings: SearchSettings) -> int:
     telemetry.import_tensorflow()
-    from skinray.search import search
+    from skinray.search import in_words, search
 
     with ray_session():
         found = search(settings)
     for trial in found.trials:
         auc = "failed" if trial["validation_auc"] is None else f"{trial['validation_auc']:.4f}"
-        drawn = ", ".join(
-            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in trial["drawn"].items()
-        )
-        print(f"{trial['name']}  validation AUC {auc} after {trial['epochs']} epochs: {drawn}")
+        print(f"{trial['name']}  validation AUC {auc} after {trial['epochs']} epochs: {in_words(trial['drawn'])}")
     print(f"model_id   {found.model_id}")
     print(f"bundle     {found.bundle_uri}")
     return 0

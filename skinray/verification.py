@@ -19,7 +19,7 @@ from ray.util.queue import Queue
 
 from skinray.telemetry import say
 from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings, VerifySettings
-from skinray.worker_group import run_workers
+from skinray.worker_group import check_room, run_workers
 
 _IMAGE_SIZE_PX = 48
 _LEARNING_RATE = 0.01
@@ -61,7 +61,11 @@ def verify_distributed(settings: VerifySettings) -> list[Agreement]:
 
     Returns:
         One agreement for every number and precision; float64 decides.
+
+    Raises:
+        ConfigError: The cluster has no room for so many.
     """
+    check_room(max(settings.num_workers), settings.cpus_per_worker, settings.gpus_per_worker)
     found = []
     for precision in settings.precisions:
         reference: _Outcome | None = None

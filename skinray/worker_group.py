@@ -8,7 +8,7 @@ without TensorFlow.
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -16,6 +16,8 @@ import ray.train
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import get_node_ip_address
+
+from skinray.errors import ConfigError
 
 
 class _Peers(BackendConfig):
@@ -44,6 +46,38 @@ def _free_address() -> str:
 
 def _tell_peers(addresses: list[str], rank: int) -> None:
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})
+
+
+def check_room(num_workers: int, cpus: int, gpus: int) -> None:
+    """Refuses what the cluster cannot start; Ray Train would wait for it for ever, because a cluster may grow.
+
+    Args:
+        num_workers: How many are to run at a time.
+        cpus: CPUs of each.
+        gpus: GPUs of each.
+
+    Raises:
+        ConfigError: There is no room for them, and no autoscaler.
+    """
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    room = room_for_workers(machines, cpus, gpus)
+    if room < num_workers and not _grows():
+        raise ConfigError(
+            f"{num_workers} workers with {cpus} CPUs and {gpus} GPUs each: the cluster has room for {room}, on {len(machines)} "
+            "machines; lower num_workers, cpus_per_worker or gpus_per_worker"
+        )
+
+
+def room_for_workers(machines: Sequence[Mapping[str, float]], cpus: int, gpus: int) -> int:
+    """How many workers fit on machines with these resources; none can lie on two."""
+    return sum(
+        int(min(machine.get(name, 0) // each for name, each in (("CPU", cpus), ("GPU", gpus)) if each)) for machine in machines
+    )
+
+
+def _grows() -> bool:
+    """True on a cluster with an autoscaler, which starts machines for what is asked."""
+    return "RAY_CLUSTER_NAME" in os.environ or os.path.exists(os.path.expanduser("~/ray_bootstrap_config.yaml"))
 
 
 def run_workers(

@@ -37,6 +37,15 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
             np.testing.assert_array_equal(one, other)
 
 
+def test_a_run_that_diverged_is_over_and_says_so_after_a_restart(tmp_path: Path) -> None:
+    progress = after([0.5, 0.75]).diverged_at(3)
+    assert progress.is_over(10, None)
+    assert (progress.epoch, progress.step, progress.best_epoch) == (2, 3, 2)
+    save_checkpoint(tmp_path, progress, {"model": [np.full(2, np.nan)]})
+    assert load_checkpoint(str(tmp_path))[0] == progress
+    assert checkpoint_name(progress) > checkpoint_name(after([0.5, 0.75]))
+
+
 def stored(folder: Path, progress: Progress) -> Path:
     where = folder / checkpoint_name(progress)
     where.mkdir(parents=True)

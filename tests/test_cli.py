@@ -13,7 +13,7 @@ import yaml
 import skinray
 from skinray import file_listing, storage
 from skinray.cli import main
-from skinray.shards import PreparedDataset
+from skinray.shards import PreparedDataset, read_photos
 from skinray.training import TrainedModel
 from skinray.verbs import VERBS
 from tests.test_comparing import evaluation
@@ -103,6 +103,8 @@ def test_a_dry_run_counts_and_writes_nothing(
     folder = tmp_path_factory.mktemp("evaluations")
     first, second = evaluation(folder / "first", "aaa", 1), evaluation(folder / "second", "bbb", 2)
     run_of_50 = published(folder / "runs", run_rows(50))
+    folds = read_photos(prepared)["fold"].dropna()
+    in_folds, last_fold = len(folds), int((folds == 4).sum())
     expected = {
         ("prepare", "--catalog", "synthetic", "--source", str(drawn_photos), "--output", out): "shards",
         ("train", "--data", prepared.uri, "--output", out): f"{prepared.rows('train'):,} training",
@@ -122,7 +124,13 @@ def test_a_dry_run_counts_and_writes_nothing(
         ("serve", "--bundle", trained.bundle_uri): trained.model_id,
         ("demo", "--output", out): "900 photos",
         ("benchmark", "score"): "resnet50",
-        ("cross-validate", "--data", prepared.uri, "--output", out): "5 folds",
+        (
+            "cross-validate",
+            "--data",
+            prepared.uri,
+            "--output",
+            out,
+        ): f"fold 4: {in_folds - last_fold:,} training and {last_fold:,}",
         ("search", "--data", prepared.uri, "--output", out, "--space", "seed", "int 0 9"): "10 trials over seed: int 0 9",
         ("verify", "distributed"): "50 SGD steps",
         ("compare", "--first", first, "--second", second, "--output", out): "aaa against bbb on 300 photos",

@@ -14,8 +14,9 @@ from skinray.bundle import load_bundle
 from skinray.classifier import Classifier
 from skinray.config import PrepareSettings
 from skinray.cross_validation import RESULTS_NAME, CrossValidation, cross_validate, mean_interval
+from skinray.errors import DatasetError
 from skinray.preparation import prepare_dataset
-from skinray.shards import PreparedDataset
+from skinray.shards import PreparedDataset, read_photos
 from skinray.training_config import CrossValidateSettings
 from tests.conftest import toy_settings
 
@@ -83,6 +84,19 @@ def test_a_finished_cross_validation_reruns_as_a_no_op(found: CrossValidation, s
     started = time.monotonic()
     assert cross_validate(settings) == found
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.ray
+def test_all_folds_are_checked_before_the_first_is_trained(
+    prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = read_photos(prepared)
+    photos.loc[photos["fold"] == 4, "label"] = "benign"
+    monkeypatch.setattr("skinray.division.read_photos", lambda _: photos)
+    monkeypatch.setattr("skinray.cross_validation.train", lambda _: pytest.fail("a fold was trained"))
+    with pytest.raises(DatasetError, match=r"fold 4 of .* has no malignant photo to validate on"):
+        cross_validate(CrossValidateSettings(**toy_settings(prepared.uri, tmp_path / "run").model_dump()))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_single_fold_is_not_cross_validation() -> None:

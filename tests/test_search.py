@@ -1,14 +1,19 @@
 """Settings drawn at random, poor trials stopped, the best one kept; a rerun draws the same."""
 
 import json
+import os
+import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.tune.schedulers import FIFOScheduler
 
+from skinray import storage
 from skinray.bundle import load_bundle
 from skinray.errors import ConfigError
-from skinray.search import RESULTS_NAME, SearchResult, parse_draw, search, trial_name
+from skinray.search import RESULTS_NAME, SearchResult, TrialTeller, build_scheduler, parse_draw, search, trial_name
 from skinray.shards import PreparedDataset
 from skinray.training_config import SearchSettings
 from tests.conftest import toy_settings
@@ -22,7 +27,10 @@ def settings(data: str, output: Path, **changes: object) -> SearchSettings:
 
 @pytest.fixture(scope="module")
 def found(prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
-    return search(settings(prepared.uri, tmp_path_factory.mktemp("search") / "run"))
+    # With relative paths, which trials must not look up in the working folders that Ray gives them.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("search"))
+        return search(settings(os.path.relpath(prepared.uri), Path("run")))
 
 
 @pytest.mark.ray
@@ -48,6 +56,72 @@ def test_a_finished_search_reruns_as_a_no_op(found: SearchResult, prepared: Prep
     started = time.monotonic()
     assert search(settings(prepared.uri, Path(found.bundle_uri).parent)) == found
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_that_was_killed_finds_the_same_and_trains_no_epoch_again(
+    found: SearchResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What a kill before the end leaves. Whoever was stopped is stopped again, at the same epoch.
+    run = tmp_path / "run"
+    shutil.copytree(Path(found.bundle_uri).parent, run)
+    shutil.rmtree(run / "bundle")
+    manifest = json.loads((run / storage.MANIFEST_NAME).read_text())
+    (run / storage.MANIFEST_NAME).unlink()
+    storage.write_json(str(run / storage.INCOMPLETE_NAME), {"kind": "search", "settings": manifest["identity"]})
+    histories = {path: path.read_bytes() for path in run.glob("trials/*/history.jsonl")}
+    again = search(settings(manifest["identity"]["settings"]["data"], run))
+    assert again.trials == found.trials
+    assert again.model_id == found.model_id
+    assert {path: path.read_bytes() for path in run.glob("trials/*/history.jsonl")} == histories
+    said = capsys.readouterr().err
+    assert "search: trial 1 of 2: learning_rate" in said
+    assert "search: trial 2 of 2: " in said
+    assert "finished; best validation ROC-AUC" in said
+
+
+def test_the_poorer_half_is_stopped_but_not_at_the_end() -> None:
+    scheduler = build_scheduler(settings("d", Path("o"), epochs=8, grace_epochs=2))
+    scheduler.set_search_properties("validation_auc", "max")
+
+    def stopped_at(name: str, aucs: list[float]) -> int | None:
+        trial = SimpleNamespace(trial_id=name)
+        scheduler.on_trial_add(None, trial)
+        for epoch, auc in enumerate(aucs, start=1):
+            if scheduler.on_trial_result(None, trial, {"epoch": epoch, "validation_auc": auc}) == "STOP":
+                return epoch
+        return None
+
+    assert stopped_at("first", [0.8] * 8) is None
+    assert stopped_at("better", [0.9] * 8) is None
+    assert stopped_at("between, in the poorer half", [0.84] * 8) == 2
+    assert stopped_at("in the better half of these", [0.845] * 8) == 4, "again after twice as many epochs"
+    assert stopped_at("worst at its end", [0.95] * 7 + [0.1]) is None
+    assert isinstance(build_scheduler(settings("d", Path("o"), epochs=2, grace_epochs=2)), FIFOScheduler)
+
+
+def test_what_trials_do_is_said_and_not_too_often(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    teller = TrialTeller(settings("d", Path("o"), trials=12), clock=lambda: now[0])
+    trial = SimpleNamespace(trial_id="a", config={"learning_rate": 0.00123456}, get_error=lambda: "Traceback\n\nValueError: x\n")
+    teller.on_trial_start(trial=trial)
+    for epoch in range(1, 5):
+        now[0] += 6
+        result = {"finished": False, "epoch": epoch, "validation_auc": 0.5 + epoch / 100, "best_auc": 0.6}
+        teller.on_trial_result(trial=trial, result=result)
+    trial.last_result = result
+    teller.on_trial_complete(trial=trial)
+    trial.last_result = result | {"done": True}
+    teller.on_trial_complete(trial=trial)
+    teller.on_trial_error(trial=trial)
+    assert capsys.readouterr().err.splitlines() == [
+        "search: trial 1 of 12: learning_rate 0.00123",
+        "search: trial 1 of 12: epoch 2 of 2, validation ROC-AUC 0.5200",
+        "search: trial 1 of 12: epoch 4 of 2, validation ROC-AUC 0.5400",
+        "search: trial 1 of 12: stopped, poorer than half of the others so far; best validation ROC-AUC 0.6000 of 4 epochs",
+        "search: trial 1 of 12: failed: ValueError: x",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +150,7 @@ def test_a_draw_that_is_none_is_refused(name: str, text: str) -> None:
         ({"model.dropout": "uniform 0 1.5"}, "model.dropout.*1.5"),
         ({"balance": "choice none all"}, "balance.*'all'"),
         ({"num_workers": "choice 1 3"}, "num_workers.*3"),
+        ({"epochs": "int 5 20"}, "epochs.*equally many"),
     ],
 )
 def test_a_space_that_no_trial_could_have_is_refused_before_the_first(

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,13 +10,16 @@ import pandas as pd
 import pytest
 
 from skinray import storage
-from skinray.bundle import load_bundle
-from skinray.checkpoints import load_checkpoint
-from skinray.errors import ConfigError, DatasetError, OutputExistsError
+from skinray.bundle import Bundle, load_bundle
+from skinray.checkpoints import Progress, load_checkpoint
+from skinray.classifier import Classifier
+from skinray.errors import ConfigError, DatasetError, OutputExistsError, TrainingError
+from skinray.images import decode_photo
 from skinray.metrics import roc_auc
-from skinray.shards import PreparedDataset
-from skinray.training import TrainedModel, run_identity, train
+from skinray.shards import PreparedDataset, read_photo_bytes
+from skinray.training import TrainedModel, _check_learnt, run_identity, train, with_absolute_paths
 from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings, TransferSettings
+from skinray.training_export import read_validation_predictions
 from tests.conftest import drawing_settings, toy_settings
 
 pytestmark = pytest.mark.ray
@@ -74,12 +78,14 @@ def test_a_finished_run_is_not_replaced_by_one_with_other_settings(trained: Trai
 
 
 def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
-    trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path
+    trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # With relative paths, which workers must not look up in the working folders that Ray gives them.
+    monkeypatch.chdir(tmp_path)
     # What a kill between the last epoch and the export leaves: checkpoints and the marker, no bundle and no manifest. Of the
     # last checkpoint Ray Train had taken no note.
     shutil.copytree(Path(trained.bundle_uri).parent, tmp_path / "run")
-    settings = toy_settings(prepared.uri, tmp_path / "run")
+    settings = toy_settings(os.path.relpath(prepared.uri), Path("run"))
     (tmp_path / "run" / storage.MANIFEST_NAME).unlink()
     shutil.rmtree(tmp_path / "run" / "bundle")
     snapshot = tmp_path / "run" / "checkpoints" / "checkpoint_manager_snapshot.json"
@@ -88,11 +94,25 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
     noted["checkpoint_report_indices"].pop()
     noted["latest_checkpoint_result"] = noted["checkpoint_results"][-1]
     snapshot.write_text(json.dumps(noted))
-    marker = {"kind": "training", "settings": run_identity(settings, prepared)}
+    marker = {"kind": "training", "settings": run_identity(with_absolute_paths(settings), prepared)}
     storage.write_json(str(tmp_path / "run" / storage.INCOMPLETE_NAME), marker)
     again = train(settings)
     assert again.history == trained.history, "no epoch was trained a second time"
     assert largest_difference(weights_of(again), weights_of(trained)) == 0
+    assert load_bundle(again.bundle_uri).metadata["training_settings"]["data"] == prepared.uri, "found again from anywhere"
+
+
+def test_paths_mean_the_same_from_every_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = toy_settings("data", Path("run"), model=ModelSettings(name="mobilenet", weights="x.weights.h5"), mlflow_uri="ml")
+    absolute = with_absolute_paths(settings)
+    paths = (absolute.data, absolute.output, absolute.model.weights, absolute.mlflow_uri)
+    assert paths == tuple(str(tmp_path / name) for name in ("data", "run", "x.weights.h5", "ml"))
+    assert with_absolute_paths(absolute) == absolute
+    elsewhere = toy_settings(
+        "s3://b/data", Path("/run"), model=ModelSettings(name="mobilenet", weights="imagenet"), mlflow_uri="http://127.0.0.1:5000"
+    )
+    assert with_absolute_paths(elsewhere) == elsewhere
 
 
 def test_transfer_learning_trains_the_new_layers_first(prepared: PreparedDataset, tmp_path: Path) -> None:
@@ -127,6 +147,37 @@ def test_a_fold_that_the_data_has_not_is_refused(prepared: PreparedDataset, tmp_
         train(toy_settings(prepared.uri, tmp_path / "other", fold=5))
 
 
+def check_what_was_said_of_validation(bundle: Bundle, dataset: PreparedDataset) -> None:
+    """Thresholds hold for the bundle only when its own answers are what they were chosen on."""
+    unseen = read_validation_predictions(bundle.uri)
+    stored = read_photo_bytes(dataset, unseen["image_id"].tolist())
+    photos = [decode_photo(stored[name], bundle.preprocessing).pixels for name in unseen["image_id"]]
+    answers = Classifier(bundle).probabilities(np.stack(photos))
+    np.testing.assert_allclose(answers[:, 1], unseen["prob_malignant"], atol=1e-5)
+
+
+def test_a_run_that_diverges_keeps_its_best_epoch_and_is_not_repeated(
+    prepared: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ModelSettings(name="mobilenet", mobilenet_alpha=0.25)
+    # Fine while the backbone is frozen; not a number within the second epoch.
+    changes = {"transfer": TransferSettings(frozen_epochs=1), "learning_rate": 1e30, "warmup_fraction": 0, "optimizer": "sgd"}
+    trained = train(toy_settings(prepared.uri, tmp_path / "run", model=model, epochs=4, steps_per_epoch=4, **changes))
+    assert [record["epoch"] for record in trained.history] == [trained.best_epoch] == [1]
+    words = "the loss is not a number since epoch 2: lower learning_rate or set clip_norm"
+    said = capsys.readouterr().err
+    assert said.count("train: mobilenet") == said.count(words) == 1
+    bundle = load_bundle(trained.bundle_uri)
+    assert bundle.metadata["gap"].startswith(words)
+    assert all(np.isfinite(weight).all() for weight in bundle.load_model().get_weights())
+
+
+def test_a_run_that_diverges_in_its_first_epoch_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="since epoch 1: lower learning_rate or set clip_norm"):
+        _check_learnt(Progress().diverged_at(3))
+    _check_learnt(Progress())
+
+
 def test_every_way_of_training_learns(prepared: PreparedDataset, tmp_path: Path) -> None:
     ways: list[dict[str, Any]] = [
         {
@@ -155,6 +206,8 @@ def test_every_way_of_training_learns(prepared: PreparedDataset, tmp_path: Path)
             assert len(losses) == min(9, trained.best_epoch + 1), "ends an epoch after the best one"
         bundle = load_bundle(trained.bundle_uri)
         assert bundle.takes_clinical == ("model" in way)
+        if way.get("precision") == "bfloat16":
+            check_what_was_said_of_validation(bundle, prepared)
         assert all(np.isfinite(weight).all() for weight in bundle.load_model().get_weights())
 
 
@@ -169,7 +222,7 @@ def test_a_run_leaves_curves_events_and_what_was_said_of_validation(trained: Tra
 
 
 def test_more_workers_than_the_cluster_can_start_are_refused(prepared: PreparedDataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the cluster has 0"):
+    with pytest.raises(ConfigError, match="1 GPUs each: the cluster has room for 0"):
         train(toy_settings(prepared.uri, tmp_path / "run", gpus_per_worker=1))
     with pytest.raises(ConfigError, match="lower num_workers"):
         train(toy_settings(prepared.uri, tmp_path / "run", num_workers=8))
@@ -182,11 +235,25 @@ def test_more_workers_than_the_cluster_can_start_are_refused(prepared: PreparedD
         ({"model": ModelSettings(name="mobilenet", weights="/nowhere/x.weights.h5")}, Exception, "/nowhere/x.weights.h5"),
         ({"model": ModelSettings(name="cnn_sequential", weights="imagenet")}, ConfigError, "imagenet"),
         ({"global_batch_size": 1024}, DatasetError, "1024"),
+        (
+            {
+                "model": ModelSettings(name="mobilenet", mobilenet_alpha=0.25),
+                "transfer": TransferSettings(from_layer="conv_pw_14"),
+            },
+            ConfigError,
+            "conv_pw_13",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
-    changes: dict[str, Any], error: type[Exception], words: str, prepared: PreparedDataset, tmp_path: Path
+    changes: dict[str, Any],
+    error: type[Exception],
+    words: str,
+    prepared: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("skinray.training.gather_photos", lambda *_: pytest.fail("photos were decoded first"))
     with pytest.raises(error, match=words):
         train(toy_settings(prepared.uri, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from skinray.errors import ConfigError
 from skinray.training_config import VerifySettings
 from skinray.verification import Agreement, _compare, _Outcome, agreement_table, verify_distributed
 
@@ -20,6 +21,12 @@ def test_one_two_and_four_workers_agree_after_fifty_steps(ray_cluster: None) -> 
         assert each.weights <= 1e-5
         assert each.statistics <= 1e-5
     assert "all numbers of workers agree" in agreement_table(agreements, 1e-5)
+
+
+@pytest.mark.ray
+def test_more_workers_than_the_cluster_can_start_are_refused_before_the_first(ray_cluster: None) -> None:
+    with pytest.raises(ConfigError, match=r"64 workers .* has room for 4"):
+        verify_distributed(VerifySettings(num_workers=(1, 64), global_batch_size=64))
 
 
 def test_a_difference_is_seen_wherever_it_is() -> None:
