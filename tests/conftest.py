@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from skinray.training_config import TrainSettings
     from tests.faulty_s3 import FaultyProxy
 
-# How long an example takes depends on what else the machine does, which is the other half of the tests.
+# How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile("shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared machine")
 
