@@ -15,6 +15,7 @@ Photos are decoded before they are batched, so that a broken one fails alone. Er
 import asyncio
 import signal
 import threading
+import time
 import urllib.request
 from collections.abc import AsyncGenerator
 from http import HTTPStatus
@@ -56,6 +57,8 @@ MAX_ONGOING = 2 * MAX_BATCH_SIZE
 MAX_QUEUED = 128
 # Bodies held at once: 1.3 GB at worst.
 MAX_UPLOADS = 64
+# How long Serve's proxy may take to listen after the application is ready.
+_PROXY_WAIT_S = 30.0
 
 _STATUS_OF_CODE: dict[ImageErrorCode, HTTPStatus] = {
     "empty": HTTPStatus.BAD_REQUEST,
@@ -271,13 +274,18 @@ def start_serving(settings: ServeSettings) -> str:
     serve.start(http_options={"host": settings.host, "port": settings.port})
     serve.run(app, name="skinray", route_prefix="/")
     address = f"http://{settings.host}:{settings.port}/"
-    try:
-        with urllib.request.urlopen(f"{address}healthz", timeout=60):
-            return address
-    except OSError as error:
-        stop_serving()
-        # Serve has one port a cluster, which the first to start it chose.
-        raise SkinrayError(f"{address} does not answer ({error}): does Serve run on this cluster with another port?") from error
+    began = time.monotonic()
+    while True:  # Serve says that the application is ready when its proxy, on a busy machine, is not
+        try:
+            with urllib.request.urlopen(f"{address}healthz", timeout=60):
+                return address
+        except OSError as error:
+            if time.monotonic() - began > _PROXY_WAIT_S:
+                stop_serving()
+                # Serve has one port a cluster, which the first to start it chose.
+                advice = "does Serve run on this cluster with another port?"
+                raise SkinrayError(f"{address} does not answer ({error}): {advice}") from error
+        time.sleep(0.5)
 
 
 def stop_serving() -> None:
