@@ -1,6 +1,7 @@
-"""What several test modules share: a bucket on this machine and the real photos."""
+"""What several test modules share: a bucket, a Ray and a trained model on this machine, and the real photos."""
 
 import contextlib
+import fcntl
 import io
 import os
 import shutil
@@ -117,14 +118,27 @@ def ray_cluster(s3_endpoint: str) -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def shared_folder(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder that all processes of this test run share; the others wait until whoever came first has filled it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def drawn_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic data set of 240 photos in the layout that `prepare --catalog synthetic` reads."""
     from skinray.synthetic import draw_dataset
 
-    folder = tmp_path_factory.mktemp("drawn") / "photos"
-    draw_dataset(folder, 240, seed=1)
-    return folder
+    with shared_folder(tmp_path_factory, "drawn") as folder:
+        if not (folder / "photos").exists():
+            draw_dataset(folder / "unfinished", 240, seed=1)
+            (folder / "unfinished").rename(folder / "photos")
+    return folder / "photos"
 
 
 @pytest.fixture(scope="session")
@@ -133,10 +147,9 @@ def prepared(ray_cluster: None, drawn_photos: Path, tmp_path_factory: pytest.Tem
     from skinray.config import PrepareSettings
     from skinray.preparation import prepare_dataset
 
-    output = tmp_path_factory.mktemp("prepared") / "dataset"
-    return prepare_dataset(
-        PrepareSettings(catalog="synthetic", source=str(drawn_photos), output=str(output), validation_fraction=0.2, shard_mb=1.2)
-    )
+    settings = {"catalog": "synthetic", "source": str(drawn_photos), "validation_fraction": 0.2, "shard_mb": 1.2}
+    with shared_folder(tmp_path_factory, "prepared") as folder:
+        return prepare_dataset(PrepareSettings(**settings, output=str(folder / "dataset")))
 
 
 def toy_settings(data: str, output: Path, **changes: Any) -> "TrainSettings":
@@ -187,7 +200,8 @@ def trained_drawing(prepared: "PreparedDataset", tmp_path_factory: pytest.TempPa
     """What two undisturbed workers make of `drawing_settings`."""
     from skinray.training import train
 
-    return train(drawing_settings(prepared.uri, tmp_path_factory.mktemp("drawing") / "run"))
+    with shared_folder(tmp_path_factory, "drawing") as folder:
+        return train(drawing_settings(prepared.uri, folder / "run"))
 
 
 @pytest.fixture(scope="session")
@@ -195,7 +209,8 @@ def trained(prepared: "PreparedDataset", tmp_path_factory: pytest.TempPathFactor
     """A model that two workers trained for two short epochs."""
     from skinray.training import train
 
-    return train(toy_settings(prepared.uri, tmp_path_factory.mktemp("trained") / "run"))
+    with shared_folder(tmp_path_factory, "trained") as folder:
+        return train(toy_settings(prepared.uri, folder / "run"))
 
 
 @dataclass(frozen=True)

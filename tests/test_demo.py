@@ -1,11 +1,17 @@
 """The tour for a newcomer, as the newcomer runs it."""
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from skinray import storage
 from skinray.bundle import load_bundle
+from skinray.drawing import draw_lesion
 from tests.conftest import Demo
+from tests.test_explain import build
 
 
 @pytest.mark.ray
@@ -29,3 +35,23 @@ def test_the_demo_makes_all_that_its_table_says(demo: Demo) -> None:
     assert rows["image_id"].is_unique
     assert rows["status"].value_counts().to_dict() == {"scored": 980, "failed": 20}
     assert rows.loc[rows["status"] == "failed", "error_code"].notna().all()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trained_model_looks_at_the_lesion_and_a_random_one_anywhere(demo: Demo) -> None:
+    from skinray.explain import heat_maps
+
+    bundle = load_bundle(str(demo.output / "training" / "bundle"))
+    size = bundle.preprocessing.image_size_px
+    drawn = [draw_lesion(1.5, patient_seed=7 * seed, lesion_seed=7 * seed + 1, photo_seed=7 * seed + 2) for seed in range(40)]
+    photos = np.stack([np.asarray(Image.fromarray(photo).resize((size, size))) for photo, _ in drawn])
+    inside = np.stack([np.asarray(Image.fromarray(mask).resize((size, size))) for _, mask in drawn])
+
+    def share_inside(model: Any) -> float:
+        maps = heat_maps(model, photos, [bundle.labels.codes.index("malignant")])
+        return float((maps * inside).sum() / max(1.0, maps.sum()))
+
+    learnt, random = share_inside(bundle.load_model()), share_inside(build("cnn_sequential", size=size))
+    assert learnt > 2 * inside.mean(), "twice the share of a map that is as warm everywhere"
+    assert learnt > random + 0.15
