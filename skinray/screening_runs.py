@@ -94,7 +94,7 @@ def _unfinished(there: set[str], model_uri: str, identity: Mapping[str, Any], ru
     for folder in sorted(folders, reverse=True):
         run_uri = storage.join(model_uri, folder)
         marker = storage.read_if_there(storage.join(run_uri, storage.INCOMPLETE_NAME))
-        mine = marker is not None and json.loads(marker) == {"kind": "predictions", "settings": identity}
+        mine = _decoded(marker) == {"kind": "predictions", "settings": identity}
         named = folder.rpartition("run_id=")[2] == run_id
         if mine and f"{folder}/{storage.MANIFEST_NAME}" in there:
             # It was killed when it was published already.
@@ -105,3 +105,11 @@ def _unfinished(there: set[str], model_uri: str, identity: Mapping[str, Any], ru
         elif named and marker is not None:
             raise OutputExistsError(f"{run_uri} is an unfinished run with other settings: choose another --run-id, or remove it")
     return found
+
+
+def _decoded(marker: bytes | None) -> Any:
+    """What a marker says; None when it is gone, or was never written to its end."""
+    try:
+        return None if marker is None else json.loads(marker)
+    except ValueError:
+        return None
