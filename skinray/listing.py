@@ -25,6 +25,8 @@ from skinray.shard_reader import SHARD_SUFFIXES, ListedShard, list_shard, read_m
 from skinray.shards import SPLITS, PreparedDataset, is_dataset, open_dataset
 from skinray.telemetry import Tally
 
+# In the folder of a run: its photos and how they are cut into blocks.
+LISTING_NAME = "_listing.pq"
 LISTING_SCHEMA = pa.schema(
     [
         ("index", pa.int64()),  # position in the listing, from 0
