@@ -27,11 +27,11 @@ from skinray.claims import claimed
 from skinray.config import ScoreSettings
 from skinray.isic_csv import isic_table
 from skinray.ledger import LEDGER_NAME, read_ledger, select, write_ledger
-from skinray.listing import Listing, list_photos, listed
+from skinray.listing import LISTING_NAME, Listing, list_photos, listed
 from skinray.provenance import code_commit, versions
 from skinray.published_runs import KIND
 from skinray.scoring_pipeline import Extras, RunSummary, write_predictions
-from skinray.screening_runs import LISTING_NAME, open_run, run_identity
+from skinray.screening_runs import open_run, run_identity
 from skinray.telemetry import say
 
 ISIC_NAME = "_isic.csv"
