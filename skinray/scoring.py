@@ -25,7 +25,7 @@ from skinray.block_files import drop_blocks
 from skinray.bundle import Bundle, load_bundle
 from skinray.claims import claimed
 from skinray.config import ScoreSettings
-from skinray.isic_csv import isic_table
+from skinray.isic_csv import isic_names, isic_table
 from skinray.ledger import LEDGER_NAME, read_ledger, select, write_ledger
 from skinray.listing import LISTING_NAME, Listing, list_photos, listed
 from skinray.provenance import code_commit, versions
@@ -69,7 +69,7 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime, verb: str = "
         summary = dataclasses.replace(summary, skipped_rows=skipped_rows, listing_seconds=listing_s)
         write_ledger(run_uri, listing, files, now)
         if settings.isic_csv:
-            _write_isic_csv(bundle, run_uri, files)
+            _write_isic_csv(bundle, run_uri, listing, files)
         claim.check()
         _publish(bundle, settings, now, verb, summary, files, listing.left_out)
     return summary
@@ -125,10 +125,14 @@ def _publish(
     drop_blocks(summary.uri)
 
 
-def _write_isic_csv(bundle: Bundle, run_uri: str, files: list[dict[str, Any]]) -> None:
-    columns = ["image_id", "malignancy_score", *(f"prob_{code}" for code in bundle.labels.codes)]
+def _write_isic_csv(bundle: Bundle, run_uri: str, listing: Listing, files: list[dict[str, Any]]) -> None:
+    columns = ["malignancy_score", *(f"prob_{code}" for code in bundle.labels.codes)]
+    names = isic_names(listing.photos["image_id"].to_pylist())
+    done = 0
     with storage.writing(storage.join(run_uri, ISIC_NAME)) as written:
-        for number, file in enumerate(files):
+        for file in files:
             with storage.reading(storage.join(run_uri, file["path"])) as part:
-                table = isic_table(pq.read_table(part, columns=columns).to_pandas(), bundle.labels)
-            written.write(table.to_csv(index=False, header=number == 0).encode())
+                rows = pq.read_table(part, columns=columns).to_pandas()
+            table = isic_table(names[done : done + len(rows)], rows, bundle.labels)
+            written.write(table.to_csv(index=False, header=not done).encode())
+            done += len(rows)
