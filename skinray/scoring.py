@@ -116,6 +116,7 @@ def _publish(
         "files": files,
         "records": [described_file(summary.uri, name) for name in records],
         "previous": previous_run(settings.output),
+        "leaks_in_training": bundle.metadata.get("leaks", {}),
         "resumed_rows": summary.resumed_rows,
         "skipped_rows": summary.skipped_rows,
         "left_out": dict(left_out),
