@@ -122,8 +122,10 @@ def _publish(
         "left_out": dict(left_out),
         "settings": settings.recorded(),
     }
-    storage.publish_folder(summary.uri, manifest)
+    # The marker last: by it the next one who looks finds what a kill left of the blocks.
+    storage.write_json(storage.join(summary.uri, storage.MANIFEST_NAME), manifest)
     drop_blocks(summary.uri)
+    storage.delete_file(storage.join(summary.uri, storage.INCOMPLETE_NAME))
 
 
 def _write_isic_csv(bundle: Bundle, run_uri: str, listing: Listing, files: list[dict[str, Any]]) -> None:
