@@ -30,7 +30,6 @@ _SCHEMA = pa.schema(
         ("image_uri", pa.string()),
         ("file_bytes", pa.int64()),
         ("file_version", pa.string()),
-        ("image_sha256", pa.string()),
         ("status", pa.string()),
     ]
 )
@@ -67,8 +66,8 @@ def write_ledger(run_uri: str, listing: Listing, files: Sequence[dict[str, Any]]
 
 
 def read_ledger(output: str, model_id: str) -> pa.Table:
-    """What the model's published runs below `output` know: image_id, image_uri, file_bytes, file_version, image_sha256, status;
-    one row a photo, of the newest run that has it."""
+    """What the model's published runs below `output` know: image_id, image_uri, file_bytes, file_version, status; one row a
+    photo, of the newest run that has it."""
     model_uri = storage.join(output, f"model_id={model_id}")
     there = set(file_listing.list_files(model_uri)) if storage.exists(model_uri) else set()
     published = [path.removesuffix(storage.MANIFEST_NAME) for path in there if path.endswith(f"/{storage.MANIFEST_NAME}")]
@@ -78,7 +77,10 @@ def read_ledger(output: str, model_id: str) -> pa.Table:
         return _SCHEMA.empty_table()
     joined = pa.concat_tables(table.replace_schema_metadata(None) for table in newest_first)
     joined = joined.take(_first_rows(joined.select(_PLACE)))
-    return joined.take(_first_rows(_matchable(joined)))
+    by_hash = _is_hash(joined["file_version"])
+    hashed = joined.filter(by_hash)
+    newest = hashed.take(_first_rows(hashed.select(["image_id", "file_version"])))
+    return pa.concat_tables([joined.filter(pc.invert(by_hash)), newest]) if len(hashed) else joined
 
 
 def _read_ledger_of(run_uri: str) -> pa.Table:
@@ -129,12 +131,16 @@ def select(listed: pa.Table, ledger: pa.Table, selection: Selection) -> pa.Table
 def _matchable(table: pa.Table) -> pa.Table:
     """The columns by which photos are known: no place where the version is a hash, and a number for an unknown size, because
     Arrow joins no null to a null."""
-    anywhere = pc.starts_with(table["file_version"], SHA256)
     return pa.table(
         {
             "image_id": table["image_id"],
-            "image_uri": pc.if_else(anywhere, "", table["image_uri"]),
+            "image_uri": pc.if_else(_is_hash(table["file_version"]), "", table["image_uri"]),
             "file_bytes": pc.fill_null(table["file_bytes"], -1),
             "file_version": table["file_version"],
         }
     )
+
+
+def _is_hash(versions: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which file versions are the hash of a photo's bytes."""
+    return pc.starts_with(versions, SHA256)
