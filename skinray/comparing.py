@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from skinray import storage
+from skinray.audit import leaks_in_words
 from skinray.comparison import compare_scores
 from skinray.config import CompareSettings
 from skinray.errors import DatasetError
@@ -21,6 +22,8 @@ from skinray.measurement import clusters_of
 from skinray.reports import NOT_A_DEVICE
 
 RESULTS_NAME = "comparison.json"
+# What metrics.json says of photos that stand on two sides.
+_LEAKS = ("leaks", "leaks_in_training", "overlap_with_training")
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Pair:
     Attributes:
         model_ids: Of the first and the second bundle.
         points: The operating point of each.
+        leaks: What each evaluation says of leaks, by the names that metrics.json has for it.
         rows: One row a photo: what judged.parquet has, with _first and _second behind what differs.
         malignant: bool [N].
     """
 
     model_ids: tuple[str, str]
     points: tuple[str, str]
+    leaks: tuple[dict[str, Any], dict[str, Any]]
     rows: pd.DataFrame
     malignant: "np.ndarray[Any, np.dtype[np.bool_]]"
 
@@ -64,6 +69,7 @@ def read_pair(settings: CompareSettings) -> Pair:
     return Pair(
         model_ids=(metrics[0]["model_id"], metrics[1]["model_id"]),
         points=(metrics[0]["default_operating_point"], metrics[1]["default_operating_point"]),
+        leaks=({name: metrics[0].get(name) for name in _LEAKS}, {name: metrics[1].get(name) for name in _LEAKS}),
         rows=rows,
         malignant=rows["malignant_first"].to_numpy(bool),
     )
@@ -86,10 +92,16 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     scores = tuple(rows[f"malignancy_score_{which}"].to_numpy(np.float64) for which in ("first", "second"))
     flagged = tuple(rows[f"flagged_{which}"].to_numpy(bool) for which in ("first", "second"))
     found = compare_scores(pair.malignant, (scores[0], scores[1]), (flagged[0], flagged[1]), Clusters(ids))
+    about = [
+        {"evaluation": uri, "model_id": model_id, "operating_point": point, **leaks}
+        for uri, model_id, point, leaks in zip(
+            (settings.first, settings.second), pair.model_ids, pair.points, pair.leaks, strict=True
+        )
+    ]
     result = {
         "notice": NOT_A_DEVICE,
-        "first": {"evaluation": settings.first, "model_id": pair.model_ids[0], "operating_point": pair.points[0]},
-        "second": {"evaluation": settings.second, "model_id": pair.model_ids[1], "operating_point": pair.points[1]},
+        "first": about[0],
+        "second": about[1],
         "clusters_by": by,
         **found.recorded(),
     }
@@ -123,4 +135,18 @@ def comparison_in_words(result: dict[str, Any]) -> list[str]:
         f"McNemar p = {result['malignant_p_value']:.3g}",
         f"benign       {result['newly_flagged']:,} newly flagged, {result['newly_passed']:,} newly passed, "
         f"McNemar p = {result['benign_p_value']:.3g}",
+        *_leaks_in_words(result),
     ]
+
+
+def _leaks_in_words(result: dict[str, Any]) -> list[str]:
+    """Why the figures of one or the other are too high, or may be."""
+    lines = []
+    for which in (result["first"], result["second"]):
+        told = [f"the data set leaks: {words}" for words in leaks_in_words(which["leaks"] or {})]
+        told += [f"what it was trained on leaks: {words}" for words in leaks_in_words(which["leaks_in_training"] or {})]
+        told += [f"trained on, or chosen on: {count:,} {what}" for what, count in (which["overlap_with_training"] or {}).items()]
+        lines += [f"LEAK         {which['model_id']}: {words}; its figures are too high" for words in told]
+        if which["overlap_with_training"] is None:
+            lines.append(f"LEAK?        {which['model_id']}: whether it was trained on these photos could not be looked for")
+    return lines

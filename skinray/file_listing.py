@@ -59,7 +59,7 @@ def iterate_entries(uri: str) -> Iterator[tuple[str, Entry]]:
             return
         if not os.path.isdir(root):
             raise StorageError(f"cannot list {uri}: {'it is not a folder' if os.path.exists(root) else 'it does not exist'}")
-        for path, entry in _walk(root, os.path.realpath(root), frozenset()):
+        for path, entry in _walk(root, (os.path.realpath(root),), frozenset()):
             yield storage.escaped(path[len(root) :].lstrip("/")), entry
 
 
@@ -92,35 +92,42 @@ def _objects(uri: str, root: str) -> Iterator[tuple[str, Entry]]:
         raise StorageError(f"cannot list {uri}: {'it is not a folder' if storage.exists(uri) else 'it does not exist'}")
 
 
-def _walk(folder: str, input_: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, Entry]]:
+def _walk(folder: str, roots: tuple[str, ...], above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, Entry]]:
     """Every file below a local folder; links count as what they point to.
 
     Args:
         folder: Its path.
-        input_: The real path of the folder that is listed; a link to a folder in it would list that one twice.
+        roots: The real paths of the folder that is listed and of those to which links led on the way; a link to a folder that is
+            found below one of them without it would list that one twice.
         above: Device and inode of the folders that it lies in, which a link may lead back to.
     """
     about = Path(folder).stat()
     itself = (about.st_dev, about.st_ino)
     if itself in above:
         return
-    names = []
+    names: dict[str, tuple[str, ...]] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             if _is_hidden(entry.name):
                 continue
-            is_folder = _is_folder(entry)
-            if is_folder and entry.is_symlink() and f"{os.path.realpath(entry.path)}/".startswith(f"{input_}/"):
+            if not _is_folder(entry):
+                names[entry.name] = ()
                 continue
-            # With its slash a folder stands where its files do in the order of all paths: "a.jpg", "a/b.jpg", "a0.jpg".
-            names.append(f"{entry.name}/" if is_folder else entry.name)
-    names.sort()
-    for name in names:
+            target = os.path.realpath(entry.path) if entry.is_symlink() else None
+            if target is None or not any(_is_found_below(root, target) for root in roots):
+                # With its slash a folder stands where its files do in the order of all paths: "a.jpg", "a/b.jpg", "a0.jpg".
+                names[f"{entry.name}/"] = roots if target is None else (*roots, target)
+    for name in sorted(names):
         path = os.path.join(folder, name)
         if name.endswith("/"):
-            yield from _walk(path, input_, above | {itself})
+            yield from _walk(path, names[name], above | {itself})
         elif found := _looked_up(path):
             yield path, found
+
+
+def _is_found_below(root: str, folder: str) -> bool:
+    """True when a walk through `root` comes to a folder without a link: it lies in it, and nothing on the way is hidden."""
+    return f"{folder}/".startswith(f"{root}/") and not _is_hidden(folder[len(root) :])
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

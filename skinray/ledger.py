@@ -2,13 +2,13 @@
 
     <run>/_ledger.pq   one row a photo of the run: its file as it was, its hash, what became of it
 
-A photo is known when a run has a row of the same name, file size and file version (an object's ETag, a local file's time of
-change); of several rows the newest run's counts. The ledgers of the runs are all the state there is: a run that was removed
-is scored again, and one that was not published never counts.
+A photo is known when a run has a row of the same name, URI, file size and file version (an object's ETag, a local file's time of
+change); of several rows of that name and URI the newest run's counts. So photos of one name in two inputs are two photos. One
+whose shard states its hash is known by name and hash wherever it lies, because archives are sharded anew. The ledgers of the
+runs are all the state there is: a run that was removed is scored again, and one that was not published never counts.
 """
 
 import datetime
-import posixpath
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,12 +17,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from skinray import file_listing, storage
-from skinray.listing import Listing
-from skinray.shard_reader import SHARD_SUFFIXES
+from skinray.listing import LISTING_NAME, Listing
+from skinray.shard_reader import SHA256
 
 LEDGER_NAME = "_ledger.pq"
 _STARTED_KEY = b"started_at"
-_KEY = ("image_id", "file_bytes", "file_version")
+_PLACE = ("image_id", "image_uri")
+_KEY = (*_PLACE, "file_bytes", "file_version")
+_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image_uri", pa.string()),
+        ("file_bytes", pa.int64()),
+        ("file_version", pa.string()),
+        ("status", pa.string()),
+    ]
+)
 
 Selection = Literal["all", "new", "failed", "refused"]
 
@@ -56,34 +66,39 @@ def write_ledger(run_uri: str, listing: Listing, files: Sequence[dict[str, Any]]
 
 
 def read_ledger(output: str, model_id: str) -> pa.Table:
-    """What the model's published runs below `output` know: image_id, file_bytes, file_version, image_sha256, status; one row a
+    """What the model's published runs below `output` know: image_id, image_uri, file_bytes, file_version, status; one row a
     photo, of the newest run that has it."""
     model_uri = storage.join(output, f"model_id={model_id}")
     there = set(file_listing.list_files(model_uri)) if storage.exists(model_uri) else set()
     published = [path.removesuffix(storage.MANIFEST_NAME) for path in there if path.endswith(f"/{storage.MANIFEST_NAME}")]
-    tables = [_read(storage.join(model_uri, folder, LEDGER_NAME)) for folder in published if folder + LEDGER_NAME in there]
+    tables = [_read_ledger_of(storage.join(model_uri, folder)) for folder in published if folder + LEDGER_NAME in there]
     newest_first = sorted(tables, key=lambda table: (table.schema.metadata or {})[_STARTED_KEY], reverse=True)
     if not newest_first:
-        return _EMPTY
+        return _SCHEMA.empty_table()
     joined = pa.concat_tables(table.replace_schema_metadata(None) for table in newest_first)
-    place = pa.array(range(len(joined)), pa.int64())
-    first = joined.append_column("place", place).group_by("image_id").aggregate([("place", "min")])
-    return joined.take(first["place_min"].sort())
+    joined = joined.take(_first_rows(joined.select(_PLACE)))
+    by_hash = _is_hash(joined["file_version"])
+    hashed = joined.filter(by_hash)
+    newest = hashed.take(_first_rows(hashed.select(["image_id", "file_version"])))
+    return pa.concat_tables([joined.filter(pc.invert(by_hash)), newest]) if len(hashed) else joined
 
 
-_EMPTY = pa.table(
-    {
-        "image_id": pa.array([], pa.string()),
-        "file_bytes": pa.array([], pa.int64()),
-        "file_version": pa.array([], pa.string()),
-        "image_sha256": pa.array([], pa.string()),
-        "status": pa.array([], pa.string()),
-    }
-)
+def _read_ledger_of(run_uri: str) -> pa.Table:
+    table = _read(storage.join(run_uri, LEDGER_NAME))
+    if "image_uri" not in table.column_names:
+        # Ledgers had none at first, but the run's listing, which has the same rows, always did.
+        table = table.append_column("image_uri", _read(storage.join(run_uri, LISTING_NAME))["image_uri"])
+    return table.select(_SCHEMA.names)
 
 
 def _read(uri: str) -> pa.Table:
     return pq.read_table(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri), partitioning=None)
+
+
+def _first_rows(table: pa.Table) -> pa.Array:
+    """The numbers of the rows that none above them equals, in order."""
+    numbered = table.append_column("row", pa.array(range(len(table)), pa.int64()))
+    return numbered.group_by(table.column_names).aggregate([("row", "min")])["row_min"].sort()
 
 
 def select(listed: pa.Table, ledger: pa.Table, selection: Selection) -> pa.Table:
@@ -100,35 +115,32 @@ def select(listed: pa.Table, ledger: pa.Table, selection: Selection) -> pa.Table
     """
     if selection == "all":
         return listed
-    chosen = _unknown(listed, ledger)
+    as_now = _matchable(listed).append_column("index", listed["index"])
+    unknown = as_now.join(_matchable(ledger), list(_KEY), join_type="left anti")["index"]
     if selection == "new":
-        return listed.take(chosen["index"].sort())
-    again = ledger.filter(pc.equal(ledger["status"], selection))["image_id"]
-    # The photos of a shard that could not be read, and is whole now, have other names than its row had.
-    of_shards = chosen.filter(pc.is_in(chosen["shard"], _shards_named(listed, again)))
-    return listed.filter(pc.or_(pc.is_in(listed["image_id"], again), pc.is_in(listed["index"], of_shards["index"])))
-
-
-def _unknown(listed: pa.Table, ledger: pa.Table) -> pa.Table:
-    """The photos that no run has as they are now: index and shard, in any order."""
-    files = _matchable(listed.select(["index", "shard", *_KEY]))
-    return files.join(_matchable(ledger.select(_KEY)), list(_KEY), join_type="left anti").select(["index", "shard"])
-
-
-def _shards_named(listed: pa.Table, image_ids: pa.ChunkedArray) -> pa.Array:
-    """The shards of a listing that a row of their own may stand for: it is named as the shard's URI ends."""
-    names = {name for name in image_ids.to_pylist() if posixpath.splitext(name)[1].lower() in SHARD_SUFFIXES}
-    shards = [shard for shard in pc.unique(listed["shard"]).to_pylist() if names & _ends(shard)]
-    return pa.array(shards, pa.string())
-
-
-def _ends(uri: str) -> set[str]:
-    """ "s3://a/b.tar" -> itself, "a/b.tar" and "b.tar"."""
-    parts = uri.split("/")
-    return {"/".join(parts[first:]) for first in range(len(parts))}
+        return listed.take(unknown.sort())
+    again = ledger.filter(pc.equal(ledger["status"], selection))
+    there = listed.select(["index", *_PLACE]).join(again.select(_PLACE), list(_PLACE), join_type="left semi")["index"]
+    elsewhere = as_now.join(_matchable(again), list(_KEY), join_type="left semi")["index"]
+    # The photos of a shard that could not be read, and is whole now, have other names than its row had, whose URI is the shard's.
+    of_shards = pc.and_(pc.is_in(listed["shard"], again["image_uri"]), pc.is_in(listed["index"], unknown))
+    asked = pc.or_(pc.is_in(listed["index"], there), pc.is_in(listed["index"], elsewhere))
+    return listed.filter(pc.or_(asked, of_shards))
 
 
 def _matchable(table: pa.Table) -> pa.Table:
-    """With a number for an unknown size, because Arrow joins no null to a null."""
-    sizes = pc.fill_null(table["file_bytes"], -1)
-    return table.set_column(table.column_names.index("file_bytes"), "file_bytes", sizes)
+    """The columns by which photos are known: no place where the version is a hash, and a number for an unknown size, because
+    Arrow joins no null to a null."""
+    return pa.table(
+        {
+            "image_id": table["image_id"],
+            "image_uri": pc.if_else(_is_hash(table["file_version"]), "", table["image_uri"]),
+            "file_bytes": pc.fill_null(table["file_bytes"], -1),
+            "file_version": table["file_version"],
+        }
+    )
+
+
+def _is_hash(versions: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which file versions are the hash of a photo's bytes."""
+    return pc.starts_with(versions, SHA256)

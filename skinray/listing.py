@@ -25,6 +25,8 @@ from skinray.shard_reader import SHARD_SUFFIXES, ListedShard, list_shard, read_m
 from skinray.shards import SPLITS, PreparedDataset, is_dataset, open_dataset
 from skinray.telemetry import Tally
 
+# In the folder of a run: its photos and how they are cut into blocks.
+LISTING_NAME = "_listing.pq"
 LISTING_SCHEMA = pa.schema(
     [
         ("index", pa.int64()),  # position in the listing, from 0
@@ -274,8 +276,7 @@ def grown(before: Listing, now: Listing) -> Listing | None:
         now: What would be listed without it.
 
     Returns:
-        The photos of `before`, then the others of `now`; None when a photo of `before` is not in `now` as it was, or when its
-        blocks are too small for so many others: of fewer than half the size they would have.
+        The photos of `before`, then the others of `now`; None when a photo of `before` is not in `now` as it was.
     """
     names = before.photos["image_id"]
     places = pc.index_in(names, value_set=now.photos["image_id"].combine_chunks())
@@ -284,10 +285,14 @@ def grown(before: Listing, now: Listing) -> Listing | None:
     others = now.photos.filter(pc.invert(pc.is_in(now.photos["image_id"], value_set=names.combine_chunks())))
     if not len(others):
         return replace(before, left_out=now.left_out)
-    if 2 * before.rows_per_block < now.rows_per_block:
-        return None
     photos = listed(pa.concat_tables([before.photos, others]), before.rows_per_block).photos
     return Listing(photos, before.rows_per_block, before.rows_per_task, now.left_out)
+
+
+def outgrown(before: Listing, now: Listing) -> bool:
+    """True when the blocks of an unfinished job are too small for what came since: it has no more than half of the photos, in
+    blocks of less than half the size that they would have now."""
+    return 2 * before.rows <= now.rows and 2 * before.rows_per_block < now.rows_per_block
 
 
 def _comparable(photos: pa.Table) -> pa.Table:

@@ -4,12 +4,14 @@
 <output>/reports/RUN_ID/                            its report, as skinray.screening_report writes it
 <output>/latest.html                                the newest report's page
 <output>/latest.json                                where the last night stands; written last
+<output>/reports/_untold.json                       the runs that it is to tell of, while their reports are made
 
-A night that was cut off between its run and its report gets its report in the next one, of whatever model, and passes its limits
-then, because nobody has seen what it flagged. So does a run that `skinray score` made after a run that has a report.
+A night that was cut off before latest.json gets its report in the next one, of whatever model, and passes its limits then,
+because nobody has seen what it flagged. So does a run that `skinray score` made after a run that has a report.
 """
 
 import datetime
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from skinray.telemetry import say
 REPORTS_NAME = "reports"
 LATEST_PAGE_NAME = "latest.html"
 LATEST_NAME = "latest.json"
+UNTOLD_NAME = "_untold.json"
 # The verb in the manifest of a run that a night published.
 _VERB = "nightly"
 _READ_AT_ONCE = 16
@@ -82,19 +85,27 @@ def run_night(settings: NightlySettings, now: datetime.datetime) -> Night:
 
 
 def _reported_night(settings: NightlySettings, now: datetime.datetime, summary: RunSummary, model_id: str) -> Night:
-    """Reports on what was scored now, and on what no night has reported on yet."""
+    """Reports on what was scored now, and tells of it and of what no night has told of yet."""
     runs = find_runs(settings.output) if storage.exists(settings.output) else []
     run = next((run for run in reversed(runs) if run.model_id == model_id), None)
     places = _places(settings)
-    made = {each.uri: _report(each, places, settings) for each in _not_reported(runs, run, places)}
+    missing = _not_reported(runs, run, places)
+    untold_uri = storage.join(settings.output, REPORTS_NAME, UNTOLD_NAME)
+    untold = {_key(each.uri) for each in missing} | set(json.loads(storage.read_if_there(untold_uri) or "[]"))
+    if missing:
+        storage.write_json(untold_uri, sorted(untold))
+    for each in missing:
+        _report(each, places, settings)
     report = report_uri = None
     if run:
         report_uri = places[_key(run.uri)]
-        report = made[run.uri] if run.uri in made else storage.read_json(storage.join(report_uri, FIGURES_NAME))
+        report = _read_report(report_uri)
         page = storage.read_bytes(storage.join(report_uri, PAGE_NAME))
         storage.write_bytes(storage.join(settings.output, LATEST_PAGE_NAME), page)
-    reported = [each for each in runs if each.uri in made]
-    limits_passed = [reason for each in reported for reason in _limits_passed(each, made[each.uri], run, settings)]
+    told = [each for each in runs if _key(each.uri) in untold & places.keys()]
+    limits_passed = [
+        reason for each in told for reason in _limits_passed(each, _read_report(places[_key(each.uri)]), run, settings)
+    ]
     latest = {
         "kind": "skinray-night",
         "schema_version": 1,
@@ -109,10 +120,12 @@ def _reported_night(settings: NightlySettings, now: datetime.datetime, summary: 
         "run": run and run.uri,
         "model_id": run and run.model_id,
         "report": report_uri,
-        "missed_reports": [places[_key(each.uri)] for each in reported if each is not run],
+        "missed_reports": [places[_key(each.uri)] for each in told if each is not run],
         "drift": report and drift_verdict(report),
     }
     storage.write_json(storage.join(settings.output, LATEST_NAME), latest)
+    if untold:
+        storage.delete_file(untold_uri)
     return Night(latest, limits_passed)
 
 
@@ -141,8 +154,14 @@ def _not_reported(runs: Sequence[PublishedRun], newest: PublishedRun | None, pla
     return [run for run in runs if run.uri in wanted and _key(run.uri) not in places]
 
 
-def _report(run: PublishedRun, places: dict[str, str], settings: NightlySettings) -> dict[str, Any]:
-    """Makes a run's report, notes its place, and returns what report.json holds."""
+def _read_report(uri: str) -> dict[str, Any]:
+    """What report.json holds."""
+    report: dict[str, Any] = storage.read_json(storage.join(uri, FIGURES_NAME))
+    return report
+
+
+def _report(run: PublishedRun, places: dict[str, str], settings: NightlySettings) -> None:
+    """Makes a run's report and notes its place."""
     uri = storage.join(settings.output, REPORTS_NAME, run.run_id)
     if uri in places.values():
         # A run of the same name, of another model or day.
@@ -150,15 +169,14 @@ def _report(run: PublishedRun, places: dict[str, str], settings: NightlySettings
     storage.delete_folder(uri)  # what a night that was cut off left of it
     say(f"nightly: reports on {run.uri}")
     about_report = {"reference": settings.reference, "thumbnails": settings.thumbnails, "fail_on_drift": settings.fail_on_drift}
-    report = make_report(ReportSettings.model_validate({"predictions": run.uri, "output": uri, **about_report}))
+    make_report(ReportSettings.model_validate({"predictions": run.uri, "output": uri, **about_report}))
     places[_key(run.uri)] = uri
-    return report
 
 
 def _limits_passed(
     run: PublishedRun, report: dict[str, Any], newest: PublishedRun | None, settings: NightlySettings
 ) -> list[str]:
-    """Of a run that was reported on now; what was wrong with others was said when they were."""
+    """Of a run that no night has told of; what was wrong with others was said before."""
     which = "" if run is newest else f"run {run.run_id}: "
     rows = run.manifest["rows"]
     bad_fraction = 1 - run.manifest["statuses"].get("scored", 0) / rows

@@ -10,13 +10,16 @@ import skinray
 
 
 def code_commit() -> str | None:
-    """The commit of the code that runs, where it runs from a checkout or SKINRAY_COMMIT names it; None elsewhere."""
+    """The commit of the code that runs, where git finds it in a checkout or SKINRAY_COMMIT names it; None elsewhere."""
     if "SKINRAY_COMMIT" in os.environ:
         return os.environ["SKINRAY_COMMIT"]
     folder = Path(skinray.__file__).parent
     if not (folder.parent / ".git").exists():
         return None
-    asked = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    try:
+        asked = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    except OSError:  # a checkout may lie where git does not
+        return None
     return asked.stdout.strip() or None
 
 

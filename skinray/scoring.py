@@ -25,13 +25,13 @@ from skinray.block_files import drop_blocks
 from skinray.bundle import Bundle, load_bundle
 from skinray.claims import claimed
 from skinray.config import ScoreSettings
-from skinray.isic_csv import isic_table
+from skinray.isic_csv import isic_names, isic_table
 from skinray.ledger import LEDGER_NAME, read_ledger, select, write_ledger
-from skinray.listing import Listing, list_photos, listed
+from skinray.listing import LISTING_NAME, Listing, list_photos, listed
 from skinray.provenance import code_commit, versions
 from skinray.published_runs import KIND
 from skinray.scoring_pipeline import Extras, RunSummary, write_predictions
-from skinray.screening_runs import LISTING_NAME, open_run, run_identity
+from skinray.screening_runs import open_run, run_identity
 from skinray.telemetry import say
 
 ISIC_NAME = "_isic.csv"
@@ -69,7 +69,7 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime, verb: str = "
         summary = dataclasses.replace(summary, skipped_rows=skipped_rows, listing_seconds=listing_s)
         write_ledger(run_uri, listing, files, now)
         if settings.isic_csv:
-            _write_isic_csv(bundle, run_uri, files)
+            _write_isic_csv(bundle, run_uri, listing, files)
         claim.check()
         _publish(bundle, settings, now, verb, summary, files, listing.left_out)
     return summary
@@ -116,19 +116,26 @@ def _publish(
         "files": files,
         "records": [described_file(summary.uri, name) for name in records],
         "previous": previous_run(settings.output),
+        "leaks_in_training": bundle.metadata.get("leaks", {}),
         "resumed_rows": summary.resumed_rows,
         "skipped_rows": summary.skipped_rows,
         "left_out": dict(left_out),
         "settings": settings.recorded(),
     }
-    storage.publish_folder(summary.uri, manifest)
+    # The marker last: by it the next one who looks finds what a kill left of the blocks.
+    storage.write_json(storage.join(summary.uri, storage.MANIFEST_NAME), manifest)
     drop_blocks(summary.uri)
+    storage.delete_file(storage.join(summary.uri, storage.INCOMPLETE_NAME))
 
 
-def _write_isic_csv(bundle: Bundle, run_uri: str, files: list[dict[str, Any]]) -> None:
-    columns = ["image_id", "malignancy_score", *(f"prob_{code}" for code in bundle.labels.codes)]
+def _write_isic_csv(bundle: Bundle, run_uri: str, listing: Listing, files: list[dict[str, Any]]) -> None:
+    columns = ["malignancy_score", *(f"prob_{code}" for code in bundle.labels.codes)]
+    names = isic_names(listing.photos["image_id"].to_pylist())
+    done = 0
     with storage.writing(storage.join(run_uri, ISIC_NAME)) as written:
-        for number, file in enumerate(files):
+        for file in files:
             with storage.reading(storage.join(run_uri, file["path"])) as part:
-                table = isic_table(pq.read_table(part, columns=columns).to_pandas(), bundle.labels)
-            written.write(table.to_csv(index=False, header=number == 0).encode())
+                rows = pq.read_table(part, columns=columns).to_pandas()
+            table = isic_table(names[done : done + len(rows)], rows, bundle.labels)
+            written.write(table.to_csv(index=False, header=not done).encode())
+            done += len(rows)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from skinray.audit import leaks_in_words
 from skinray.drift import SIGNIFICANCE
 from skinray.errors import IMAGE_ERRORS
 from skinray.input_gate import REASONS
@@ -82,7 +83,10 @@ def headline(report: Mapping[str, Any]) -> str:
 def remarks_of(report: Mapping[str, Any]) -> list[str]:
     """What a reader must know before anything else, in words."""
     drift, counts = report["drift"], report["counts"]
-    remarks = []
+    remarks = [
+        f"The data that the model was trained on leaks: {words}. What its thresholds were chosen by is too high."
+        for words in leaks_in_words(report["run"]["leaks_in_training"])
+    ]
     if _verdict(report) in ("moderate", "large"):
         remarks.append(
             f"Scores: {drift_in_words(report)} Until it is known why, a flag may not mean what it meant where the threshold "

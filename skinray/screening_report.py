@@ -185,6 +185,7 @@ def _figures(run: PublishedRun, rows: RunRows, light: pd.DataFrame, worklist: pa
             "uri": run.uri,
             "run_id": run.run_id,
             **{name: manifest.get(name) for name in ("model_id", "operating_point", "threshold", "started_at", "seconds")},
+            "leaks_in_training": manifest.get("leaks_in_training", {}),
             "settings": manifest.get("settings"),
         },
         "counts": {

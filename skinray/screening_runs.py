@@ -13,14 +13,15 @@ from skinray import file_listing, storage
 from skinray.block_files import drop_blocks
 from skinray.config import ScoreSettings
 from skinray.errors import OutputExistsError
-from skinray.listing import Listing, grown, read_listing, write_listing
+from skinray.listing import LISTING_NAME, Listing, grown, outgrown, read_listing, write_listing
 from skinray.telemetry import say
 
-LISTING_NAME = "_listing.pq"
-# What may differ between a run and the command that goes on with it: how it is computed, and what is made of the outcome.
+# What may differ between a run and the command that goes on with it: how it is computed, what is made of the outcome, and how
+# the bundle, which model_id names, and the output, in which both look, are written.
 _STEERING = (
     "actors",
     "batch_size",
+    "bundle",
     "cpus_per_actor",
     "gpus_per_actor",
     "isic_csv",
@@ -42,7 +43,8 @@ def open_run(
 ) -> tuple[str, Listing]:
     """Opens the folder of a run; for who has claimed its identity.
 
-    A run that was cut off is gone on with when all of its photos are still to be scored as they are; otherwise it is removed.
+    A run that was cut off is gone on with when all of its photos are still to be scored as they are, and its blocks are not too
+    small for what came since; otherwise it is removed.
 
     Args:
         settings: Of the command.
@@ -63,14 +65,21 @@ def open_run(
     for run_uri in _unfinished(there, model_uri, identity, settings.run_id):
         noted = storage.join(run_uri, LISTING_NAME)
         before = read_listing(noted) if storage.exists(noted) else None
-        continued = grown(before, listing) if before else None
-        if before and continued:
+        if before is None:
+            why = "nothing of it was scored"
+        elif outgrown(before, listing):
+            why = (
+                f"the blocks of its {before.rows:,} photos, {before.rows_per_block:,} in each, are too small for {listing.rows:,}"
+            )
+        elif continued := grown(before, listing):
             say(f"score: goes on with {run_uri}, which did not come to its end")
             if continued.rows > before.rows:
                 say(f"score: {continued.rows - before.rows:,} photos have come since")
                 write_listing(continued, noted)
             return run_uri, continued
-        say(f"score: removes {run_uri}, which did not come to its end: its photos changed, are gone or were scored since")
+        else:
+            why = "its photos changed, are gone or were scored since"
+        say(f"score: removes {run_uri}, which did not come to its end: {why}")
         storage.delete_folder(run_uri)
     run_id = settings.run_id or now.strftime("%Y%m%dT%H%M%S%fZ")
     run_uri = storage.join(model_uri, f"scored_date={now.date().isoformat()}", f"run_id={run_id}")
@@ -94,10 +103,10 @@ def _unfinished(there: set[str], model_uri: str, identity: Mapping[str, Any], ru
     for folder in sorted(folders, reverse=True):
         run_uri = storage.join(model_uri, folder)
         marker = storage.read_if_there(storage.join(run_uri, storage.INCOMPLETE_NAME))
-        mine = marker is not None and json.loads(marker) == {"kind": "predictions", "settings": identity}
+        mine = _decoded(marker) == {"kind": "predictions", "settings": identity}
         named = folder.rpartition("run_id=")[2] == run_id
         if mine and f"{folder}/{storage.MANIFEST_NAME}" in there:
-            # It was killed when it was published already.
+            # It was killed when it was published already, and was being tidied.
             drop_blocks(run_uri)
             storage.delete_file(storage.join(run_uri, storage.INCOMPLETE_NAME))
         elif mine and (named or run_id is None):
@@ -105,3 +114,11 @@ def _unfinished(there: set[str], model_uri: str, identity: Mapping[str, Any], ru
         elif named and marker is not None:
             raise OutputExistsError(f"{run_uri} is an unfinished run with other settings: choose another --run-id, or remove it")
     return found
+
+
+def _decoded(marker: bytes | None) -> Any:
+    """What a marker says; None when it is gone, or was never written to its end."""
+    try:
+        return None if marker is None else json.loads(marker)
+    except ValueError:
+        return None

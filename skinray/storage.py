@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "_manifest.json"
 INCOMPLETE_NAME = "_incomplete.json"
+_TEMPORARY = ".tmp"
 # In local URIs: a byte of a file name that is no UTF-8, or a backslash that only looks like the beginning of such a byte.
 _ESCAPED = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
 
@@ -207,7 +208,7 @@ def write_bytes(uri: str, data: bytes) -> None:
             return
         path = Path(path_of(uri))
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        temporary = _temporary(path)
         try:
             temporary.write_bytes(data)
             temporary.replace(path)
@@ -218,7 +219,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 def create_file(uri: str, data: bytes) -> bool:
     """Writes a file that is not there yet; of several processes that do so at once, one does.
 
-    On a disk a reader, and a kill, may meet it before all of it is written.
+    It appears whole, but on a disk that knows no hard links, where a reader, and a kill, may meet it before all of it is written.
 
     Returns:
         False when another one was first.
@@ -228,12 +229,40 @@ def create_file(uri: str, data: bytes) -> bool:
             return object_store(uri).create(path_of(uri), data)
         path = Path(path_of(uri))
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
         try:
-            with path.open("xb") as file:
-                file.write(data)
-        except FileExistsError:
-            return False
+            _write_through(temporary, data, "wb")
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                # Over NFS the link may be made, its answer lost, and the call made again.
+                return temporary.stat().st_nlink > 1
+            except OSError:
+                return _create_in_place(path, data)
+        finally:
+            temporary.unlink(missing_ok=True)
         return True
+
+
+def _create_in_place(path: Path, data: bytes) -> bool:
+    try:
+        _write_through(path, data, "xb")
+    except FileExistsError:
+        return False
+    return True
+
+
+def _write_through(path: Path, data: bytes, mode: str) -> None:
+    """Writes a file and waits until the disk has it: of a link, unlike of a rename, a power cut may leave an empty file."""
+    with path.open(mode) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _temporary(path: Path) -> Path:
+    """A hidden name beside a file, for what is not whole yet."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
 
 
 class HashedFile:
@@ -271,10 +300,9 @@ class HashedFile:
 def writing(uri: str) -> Iterator[HashedFile]:
     """A file to write bit by bit, on disk whatever its size; it appears at `uri`, whole, if the block ends without an error."""
     remote, target = is_remote(uri), Path(path_of(uri))
-    folder = Path(tempfile.gettempdir()) if remote else target.parent
-    temporary = folder / f".{target.name}.{uuid.uuid4().hex}.tmp"
+    temporary = _temporary(Path(tempfile.gettempdir()) / target.name if remote else target)
     with explained(uri, "write"):
-        folder.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
                 yield HashedFile(file)
@@ -389,11 +417,14 @@ def claim_folder(uri: str, kind: str, settings: dict[str, Any], keep: bool = Fal
 
 
 def _holds_something(uri: str) -> bool:
-    """True for a file, a prefix with objects, or a folder with entries; an empty local folder may be written to."""
+    """True for a file, a prefix with objects, or a folder with entries, but for a temporary file that a kill left; an empty local
+    folder may be written to."""
     if not exists(uri):
         return False
     path = path_of(uri)
-    return is_remote(uri) or not os.path.isdir(path) or bool(os.listdir(path))
+    if is_remote(uri) or not os.path.isdir(path):
+        return True
+    return any(not (name.startswith(".") and name.endswith(_TEMPORARY)) for name in os.listdir(path))
 
 
 def publish_folder(uri: str, manifest: dict[str, Any]) -> None:

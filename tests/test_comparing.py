@@ -13,8 +13,12 @@ from skinray.comparing import compare_evaluations
 from skinray.config import CompareSettings
 from skinray.errors import DatasetError, OutputExistsError, StorageError
 
+NO_LEAKS: dict[str, Any] = {"leaks": {}, "leaks_in_training": {}, "overlap_with_training": {}}
 
-def evaluation(folder: Path, model_id: str, seed: int, gain: float = 0.0, **changes: Any) -> str:
+
+def evaluation(
+    folder: Path, model_id: str, seed: int, gain: float = 0.0, leaks: dict[str, Any] = NO_LEAKS, **changes: Any
+) -> str:
     """What evaluate leaves that compare reads."""
     generator = np.random.default_rng(0)
     malignant = np.arange(300) < 90
@@ -35,7 +39,7 @@ def evaluation(folder: Path, model_id: str, seed: int, gain: float = 0.0, **chan
     ).assign(**changes)
     folder.mkdir()
     judged.to_parquet(folder / "judged.parquet")
-    metrics = {"model_id": model_id, "default_operating_point": "youden"}
+    metrics = {"model_id": model_id, "default_operating_point": "youden", **leaks}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return str(folder)
 
@@ -51,12 +55,30 @@ def test_a_better_model_is_told_with_who_changed_sides(tmp_path: Path, capsys: p
     assert result["differences"]["roc_auc"]["low"] > 0
     assert "roc_auc      +" in told
     assert "beyond chance" in told
+    assert "LEAK" not in told
     changes = pd.read_parquet(output / "changes.parquet")
     changed = sum(result[name] for name in ("newly_found", "newly_missed", "newly_flagged", "newly_passed"))
     assert len(changes) == changed
     assert (changes["flagged_first"] != changes["flagged_second"]).all()
     with pytest.raises(OutputExistsError):
         compare_evaluations(CompareSettings(first=first, second=second, output=str(output)))
+
+
+def test_what_leaks_is_written_on_the_comparison_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leaks = {"leaks": {"patients across splits": 1}, "leaks_in_training": {}, "overlap_with_training": None}
+    first = evaluation(tmp_path / "a", "aaa", 1, leaks=leaks)
+    trained_on = {**NO_LEAKS, "leaks_in_training": {"lesions across splits": 3}, "overlap_with_training": {"photos": 1200}}
+    second = evaluation(tmp_path / "b", "bbb", 2, leaks=trained_on)
+    assert main(["compare", "--first", first, "--second", second, "--output", str(tmp_path / "out")]) == 0
+    assert [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("LEAK")] == [
+        "aaa: the data set leaks: 1 patient across splits; its figures are too high",
+        "aaa: whether it was trained on these photos could not be looked for",
+        "bbb: what it was trained on leaks: 3 lesions across splits; its figures are too high",
+        "bbb: trained on, or chosen on: 1,200 photos; its figures are too high",
+    ]
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {name: result["first"][name] for name in NO_LEAKS} == leaks
+    assert {name: result["second"][name] for name in NO_LEAKS} == trained_on
 
 
 @pytest.mark.parametrize(

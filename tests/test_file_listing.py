@@ -75,6 +75,21 @@ def test_links_count_as_what_they_point_to_and_nothing_is_listed_twice(tmp_path:
     assert [path for path, entry in found.items() if entry == file_listing.UNKNOWN] == ["itself.jpg", "nowhere.jpg"]
 
 
+def test_a_link_to_a_hidden_folder_is_followed(tmp_path: Path) -> None:
+    """As whoever switches between releases makes it, and as Kubernetes mounts a volume."""
+    for path in (".releases/41/a.jpg", ".releases/42/a.jpg", ".releases/42/deep/b.jpg", "..2026/more/c.jpg", "seen/.old/d.jpg"):
+        storage.write_bytes(str(tmp_path / path), b"x")
+    (tmp_path / "photos").symlink_to(".releases/42")
+    (tmp_path / ".releases" / "42" / "deep_again").symlink_to("deep")
+    (tmp_path / ".releases" / "42" / "above").symlink_to("..")
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "more").symlink_to("..data/more")
+    (tmp_path / "seen" / "old").symlink_to(".old")
+    (tmp_path / "seen_again").symlink_to("seen")
+    found = list(file_listing.list_files(str(tmp_path)))
+    assert found == ["more/c.jpg", "photos/a.jpg", "photos/above/41/a.jpg", "photos/deep/b.jpg", "seen/old/d.jpg"]
+
+
 @settings(deadline=None, max_examples=60)
 @given(names=st.sets(st.text("\\x5c8\udce4é", min_size=1, max_size=6), max_size=6))
 def test_names_of_any_bytes_can_be_written_and_are_found_again(tmp_path_factory: pytest.TempPathFactory, names: set[str]) -> None:

@@ -7,22 +7,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from skinray import ledger as ledgers
 from skinray import storage
 from skinray.config import ScoreSettings
 from skinray.ledger import read_ledger, select, write_ledger
-from skinray.listing import listed
+from skinray.listing import LISTING_NAME, listed, write_listing
 
 FIRST = datetime.datetime(2026, 11, 20, 2, 0, tzinfo=datetime.UTC)
 SECOND = datetime.datetime(2026, 11, 21, 2, 0, tzinfo=datetime.UTC)
 
 
-def listing_of(files: dict[str, tuple[int, str]]) -> pa.Table:
+def listing_of(files: dict[str, tuple[int, str]], input_: str = "/archive") -> pa.Table:
     """image_id -> size and version."""
     return pa.table(
         {
             "index": pa.array(range(len(files)), pa.int64()),
             "image_id": pa.array(list(files), pa.string()),
-            "image_uri": pa.array([f"/archive/{name}" for name in files], pa.string()),
+            "image_uri": pa.array([f"{input_}/{name}" for name in files], pa.string()),
             "shard": pa.array([""] * len(files), pa.string()),
             "file_bytes": pa.array([size for size, _ in files.values()], pa.int64()),
             "file_version": pa.array([version for _, version in files.values()], pa.string()),
@@ -37,7 +38,8 @@ def run(
     files: dict[str, tuple[int, str]],
     failed: tuple[str, ...] = (),
     published: bool = True,
-) -> None:
+    input_: str = "/archive",
+) -> Path:
     """A run of two files of predictions that scored all but what failed."""
     folder = output / "model_id=abc" / f"run_id={name}"
     folder.mkdir(parents=True)
@@ -52,9 +54,12 @@ def run(
     parts = [("a.parquet", rows.slice(0, half)), ("b.parquet", rows.slice(half))]
     for path, part in parts:
         pq.write_table(part, folder / path)
-    write_ledger(str(folder), listed(listing_of(files), 2), [{"path": path} for path, _ in parts], when)
+    listing = listed(listing_of(files, input_), 2)
+    write_listing(listing, str(folder / LISTING_NAME))
+    write_ledger(str(folder), listing, [{"path": path} for path, _ in parts], when)
     if published:
         storage.publish_folder(str(folder), {})
+    return folder
 
 
 def names(table: pa.Table) -> list[str]:
@@ -90,7 +95,7 @@ def test_the_photos_of_a_shard_that_failed_and_is_whole_now_are_taken_with_what_
     before = {"a.tar/1": (1, "cut off"), "a.tar": (0, "cut off"), "b.pq": (0, "damaged"), "x/b.pq/1": (1, "v"), "c": (1, "v")}
     run(tmp_path, "1", FIRST, before, failed=("a.tar", "b.pq", "c"))
     now = {"a.tar/1": (1, "w"), "a.tar/2": (2, "w"), "p": (3, "w"), "x/b.pq/1": (1, "v"), "c": (1, "v"), "d": (1, "v")}
-    shards = pa.array(["/s/a.tar", "/s/a.tar", "/s/b.pq", "/s/x/b.pq", "", ""])
+    shards = pa.array([*["/archive/a.tar"] * 2, "/archive/b.pq", "/archive/x/b.pq", "", ""])
     listing = listing_of(now).drop_columns("shard").append_column("shard", shards)
     ledger = read_ledger(str(tmp_path), "abc")
     assert names(select(listing, ledger, "failed")) == ["a.tar/1", "a.tar/2", "p", "c"]
@@ -101,13 +106,42 @@ def test_the_photos_of_a_shard_that_failed_and_is_whole_now_are_taken_with_what_
 def test_photos_known_by_their_hash_alone_are_known(tmp_path: Path) -> None:
     """Those in Parquet shards, whose size only reading would tell."""
 
-    def in_shards(**versions: str) -> pa.Table:
+    def in_shards(input_: str = "/archive", **versions: str) -> pa.Table:
         sizes = pa.nulls(len(versions), pa.int64())
-        return listing_of({name: (0, version) for name, version in versions.items()}).set_column(4, "file_bytes", sizes)
+        return listing_of({name: (0, version) for name, version in versions.items()}, input_).set_column(4, "file_bytes", sizes)
 
-    run(tmp_path, "1", FIRST, {"a": (1, "x")})
-    ledger = in_shards(a="sha256:1", b="sha256:2")
+    ledger = in_shards(a="sha256:1", b="sha256:2").append_column("status", pa.array(["scored", "failed"]))
     assert names(select(in_shards(a="sha256:1", b="sha256:3", c="sha256:1"), ledger, "new")) == ["b", "c"]
+    assert names(select(in_shards("/resharded", a="sha256:1", b="sha256:2", c="sha256:3"), ledger, "new")) == ["c"]
+    assert names(select(in_shards("/resharded", a="sha256:1", b="sha256:2"), ledger, "failed")) == ["b"]
+    assert names(select(in_shards(a="sha256:1", b="sha256:3"), ledger, "failed")) == ["b"], "in its place, and repaired"
+
+
+def test_a_photo_that_was_sharded_anew_and_scored_there_has_failed_no_more(tmp_path: Path) -> None:
+    run(tmp_path, "1", FIRST, {"a": (1, "sha256:1")}, failed=("a",))
+    run(tmp_path, "2", SECOND, {"a": (1, "sha256:1")}, input_="/resharded")
+    for input_ in ("/archive", "/resharded"):
+        now = listing_of({"a": (1, "sha256:1")}, input_)
+        assert names(select(now, read_ledger(str(tmp_path), "abc"), "failed")) == []
+        assert names(select(now, read_ledger(str(tmp_path), "abc"), "new")) == []
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_photos_of_one_name_in_two_inputs_are_two_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool) -> None:
+    """Also where ledgers do not say where a photo lies, as they did not at first."""
+    if older:
+        monkeypatch.setattr(ledgers, "_KEY", ("image_id", "file_bytes", "file_version"))
+    run(tmp_path, "1", FIRST, {"1.jpg": (1, "v"), "2.jpg": (2, "v")}, input_="/clinic_a")
+    second = run(tmp_path, "2", SECOND, {"1.jpg": (7, "w")}, failed=("1.jpg",), input_="/clinic_b")
+    monkeypatch.undo()
+    assert ("image_uri" in pq.read_schema(second / ledgers.LEDGER_NAME).names) != older
+    ledger = read_ledger(str(tmp_path), "abc")
+    of_a = listing_of({"1.jpg": (1, "v"), "2.jpg": (2, "v")}, "/clinic_a")
+    of_b = listing_of({"1.jpg": (7, "w"), "2.jpg": (2, "v")}, "/clinic_b")
+    assert names(select(of_a, ledger, "new")) == [], "whatever was scored since of the other clinic"
+    assert names(select(of_b, ledger, "new")) == ["2.jpg"], "nobody has looked at it, however like the other one's file it is"
+    assert names(select(of_a, ledger, "failed")) == []
+    assert names(select(of_b, ledger, "failed")) == ["1.jpg"]
 
 
 def test_a_run_that_is_not_published_does_not_count(tmp_path: Path) -> None:

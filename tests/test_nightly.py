@@ -9,12 +9,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from skinray import storage
 from skinray.cli import main
 from skinray.config import NightlySettings, ScoreSettings
 from skinray.errors import StorageError
-from skinray.nightly import _key, _not_reported, run_night
+from skinray.nightly import LATEST_NAME, _key, _not_reported, _reported_night, run_night
 from skinray.published_runs import PublishedRun
+from skinray.scoring_pipeline import RunSummary
 from skinray.training import TrainedModel
+from tests.test_screening_report import MODEL, run_rows
+from tests.test_screening_report import published as published_run
 
 pytestmark = pytest.mark.ray
 
@@ -79,6 +83,34 @@ def test_a_night_without_photos_or_reference_ends_before_it_scores(trained: Trai
         run_night(NightlySettings.model_validate({**settings, "reference": str(tmp_path / "none")}), DAY)
     assert main(["nightly", *(word for name, value in settings.items() for word in (f"--{name}", value))]) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_night_that_was_killed_behind_its_report_is_told_of_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = NightlySettings(bundle="b", input="i", output=str(tmp_path), thumbnails=0)
+    write_json = storage.write_json
+
+    def killed(uri: str, value: Any) -> None:
+        if uri.endswith(LATEST_NAME):
+            raise KeyboardInterrupt
+        write_json(uri, value)
+
+    def night() -> tuple[list[str], list[str]]:
+        told = _reported_night(settings, DAY, RunSummary.of_nothing(0), MODEL)
+        return told.limits_passed, told.latest["missed_reports"]
+
+    published_run(tmp_path, run_rows(30), "first", 20)  # 10 % have no score
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            night()
+    assert (tmp_path / "reports" / "first" / storage.MANIFEST_NAME).exists()
+    published_run(tmp_path, run_rows(40), "second", 21)
+    reason = "of the photos have no score, more than --max-bad-fraction 5.0%"
+    assert night() == ([f"run first: 10.0% {reason}", f"7.5% {reason}"], [str(tmp_path / "reports" / "first")])
+    assert night() == ([], [])
+    assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == ["first", "second"]
 
 
 def published(*runs: tuple[str, str, str]) -> list[PublishedRun]:

@@ -18,7 +18,7 @@ import pytest
 
 from skinray import scoring, storage
 from skinray.audit_chain import check_chain
-from skinray.block_files import finished_block, merge_blocks, write_block
+from skinray.block_files import BLOCKS, finished_block, merge_blocks, write_block
 from skinray.claims import claimed
 from skinray.config import ScoreSettings
 from skinray.errors import OutputExistsError
@@ -28,8 +28,7 @@ from skinray.scoring_pipeline import RunSummary
 from skinray.screening_runs import run_identity
 
 POINTS = SimpleNamespace(default="youden", points={"youden": SimpleNamespace(threshold=0.5)})
-# What the URI of a run's folder ends with.
-RUN_END = "Z"
+LEAKS = {"lesions across splits": 2}
 MONDAY = datetime.datetime(2026, 11, 16, 2, 0, tzinfo=datetime.UTC)
 
 
@@ -42,7 +41,9 @@ class Archive:
         self.judged: Counter[str] = Counter()
         self._days, self._patch = itertools.count(), patch
         self._most = 1 << 30
-        patch.setattr(scoring, "load_bundle", lambda _: SimpleNamespace(model_id="abc", operating_points=POINTS))
+        patch.setattr(
+            scoring, "load_bundle", lambda _: SimpleNamespace(model_id="abc", operating_points=POINTS, metadata={"leaks": LEAKS})
+        )
         patch.setattr(scoring, "write_predictions", self._write)
 
     def add(self, *names: str) -> None:
@@ -60,7 +61,7 @@ class Archive:
         return score_archive(self.settings(**changes), MONDAY + datetime.timedelta(days=next(self._days)))
 
     def cut_off(self, after: int = 1 << 30, at: str = "", **changes: Any) -> None:
-        """The command, killed after some photos, or when it publishes or removes a file whose URI ends so."""
+        """The command, killed after some photos, or when it writes or removes what has a URI that ends so."""
 
         def killing(action: Callable[..., Any]) -> Callable[..., Any]:
             def act(uri: str, *values: Any) -> Any:
@@ -72,7 +73,7 @@ class Archive:
 
         with self._patch.context() as patch:
             patch.setattr(self, "_most", after)
-            for name in ("publish_folder", "delete_file") if at else ():
+            for name in ("write_json", "delete_file", "delete_folder") if at else ():
                 patch.setattr(storage, name, killing(getattr(storage, name)))
             with pytest.raises(KeyboardInterrupt):
                 self.score(**changes)
@@ -113,7 +114,7 @@ def counts(summary: RunSummary) -> tuple[int, int, int]:
 def test_what_was_done_is_not_done_again(archive: Archive) -> None:
     archive.add("a", "b", "c", "d")
     archive.cut_off(after=3)
-    archive.cut_off(at=RUN_END)
+    archive.cut_off(at=storage.MANIFEST_NAME)
     assert counts(archive.score()) == (4, 4, 0)
     assert set(archive.judged.values()) == {1}
     assert counts(archive.score()) == (0, 0, 4)
@@ -156,9 +157,10 @@ def test_photos_that_are_gone_or_changed_since_are_not_scored_as_they_were(archi
     assert counts(archive.score()) == (0, 0, 3), "the row is that of the file as it is now"
 
 
-def test_a_run_that_was_killed_between_its_manifest_and_its_marker_is_published(archive: Archive) -> None:
+@pytest.mark.parametrize("at", [BLOCKS, storage.INCOMPLETE_NAME])
+def test_a_run_that_was_killed_between_its_manifest_and_its_marker_is_published(archive: Archive, at: str) -> None:
     archive.add("a", "b")
-    archive.cut_off(at=storage.INCOMPLETE_NAME)
+    archive.cut_off(at=at)
     assert archive.published() == ["a", "b"]
     assert check_chain(str(archive.output)).problems == ()
     archive.add("c")
@@ -166,6 +168,21 @@ def test_a_run_that_was_killed_between_its_manifest_and_its_marker_is_published(
     chain = check_chain(str(archive.output))
     assert (chain.runs, chain.rows, chain.problems) == (2, 3, ())
     assert not [*archive.output.rglob(storage.INCOMPLETE_NAME), *archive.output.rglob("*.block")]
+
+
+def test_two_inputs_with_photos_of_one_name_are_scored_once_each(archive: Archive) -> None:
+    archive.add("a", "b")
+    other = archive.source.with_name("other")
+    other.mkdir()
+    (other / "a.jpg").write_bytes(b"another photo")
+    for new in ([2, 1], [0, 0]):
+        assert [archive.score(input=str(folder)).rows for folder in (archive.source, other)] == new
+    assert archive.published() == ["a", "a", "b"]
+
+
+def test_a_run_says_that_its_bundles_training_data_leaks(archive: Archive) -> None:
+    archive.add("a")
+    assert storage.read_json(storage.join(archive.score().uri, storage.MANIFEST_NAME))["leaks_in_training"] == LEAKS
 
 
 def test_who_was_taken_for_dead_does_not_publish(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import markupsafe
 import numpy as np
 import pytest
 
+from skinray import storage
 from skinray.drift import measure_drift
 from skinray.reports import NOT_A_DEVICE, distribution_plot
 from skinray.screening_page import drift_in_words, headline, remarks_of
@@ -99,6 +100,17 @@ def test_a_calm_night_is_calm(tmp_path: Path) -> None:
     assert remarks_of(report) == []
     assert 'class="verdict "' in page
     assert "No drift beyond chance" in page
+
+
+def test_a_model_whose_training_data_leaks_says_so_on_every_page(tmp_path: Path) -> None:
+    manifest = Path(published(tmp_path / "runs", run_rows(100))) / storage.MANIFEST_NAME
+    leaks = {"lesions across splits": 2}
+    storage.write_json(str(manifest), {**storage.read_json(str(manifest)), "leaks_in_training": leaks})
+    report = report_of(tmp_path / "runs", tmp_path / "out")
+    assert report["run"]["leaks_in_training"] == leaks
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The data that the model was trained on leaks: 2 lesions across splits." in page
+    assert 'class="verdict doubt"' in page
 
 
 def test_what_is_small_but_beyond_chance_is_said_to_be() -> None:

@@ -10,8 +10,8 @@ from skinray import storage
 from skinray.block_files import BLOCKS
 from skinray.config import ScoreSettings
 from skinray.errors import OutputExistsError
-from skinray.listing import Listing, listed, read_listing
-from skinray.screening_runs import LISTING_NAME, open_run, run_identity
+from skinray.listing import LISTING_NAME, Listing, listed, read_listing
+from skinray.screening_runs import open_run, run_identity
 
 NIGHT = datetime.datetime(2026, 11, 21, 2, 0, tzinfo=datetime.UTC)
 NEXT = NIGHT + datetime.timedelta(days=1)
@@ -52,6 +52,8 @@ def test_a_run_has_its_model_date_and_time_in_its_name(tmp_path: Path) -> None:
 def test_the_same_command_goes_on_with_what_was_cut_off(tmp_path: Path) -> None:
     first = opened(asked(tmp_path), NIGHT)
     assert opened(asked(tmp_path, batch_size=7, actors=3, max_bad_fraction=0.5), NEXT) == first
+    otherwise = asked(tmp_path / "." / "", bundle="/./bundle/", input="file:///archive/")
+    assert opened(otherwise, NEXT) == first, "written otherwise"
     storage.publish_folder(first, {})
     assert opened(asked(tmp_path), NEXT) != first, "what is published is done"
 
@@ -102,16 +104,25 @@ def test_photos_that_came_since_are_scored_behind_those_of_the_run(tmp_path: Pat
     assert (noted.rows, noted.blocks()) == (5, listing.blocks()), "for who goes on after another kill"
 
 
+GONE = "its photos changed, are gone or were scored since"
+
+
 @pytest.mark.parametrize(
-    "now",
+    ("now", "why"),
     [
-        pytest.param(photos(range(10, 20)), id="all of them were scored since"),
-        pytest.param(photos(range(1, 12)), id="one is gone, or was scored since"),
-        pytest.param(photos(range(10), p3=1), id="one was changed"),
-        pytest.param(photos(range(5000), rows_per_block=192), id="so many came that its blocks are too small for them"),
+        pytest.param(photos(range(10, 20)), GONE, id="all of them were scored since"),
+        pytest.param(photos(range(1, 12)), GONE, id="one is gone, or was scored since"),
+        pytest.param(photos(range(10), p3=1), GONE, id="one was changed"),
+        pytest.param(
+            photos(range(5000), rows_per_block=192),
+            "the blocks of its 10 photos, 1 in each, are too small for 5,000",
+            id="so many came that its blocks are too small for them",
+        ),
     ],
 )
-def test_a_run_that_is_not_what_is_to_be_done_is_removed(tmp_path: Path, now: Listing) -> None:
+def test_a_run_that_is_not_what_is_to_be_done_is_removed(
+    tmp_path: Path, now: Listing, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = asked(tmp_path)
     before = opened(settings, NIGHT)
     storage.write_bytes(storage.join(before, BLOCKS, "000000000000.block"), b"rows")
@@ -119,6 +130,23 @@ def test_a_run_that_is_not_what_is_to_be_done_is_removed(tmp_path: Path, now: Li
     assert run != before
     assert listing is now
     assert not Path(before).exists()
+    assert f"removes {before}, which did not come to its end: {why}" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_small_blocks_when_few_photos_came(tmp_path: Path) -> None:
+    before = opened(asked(tmp_path), NIGHT, photos(range(1000), rows_per_block=4))
+    settings = asked(tmp_path, rows_per_block=192)
+    run, listing = open_run(settings, run_identity(settings, "abc"), photos(range(1900), rows_per_block=192), NEXT)
+    assert (run, listing.rows, listing.rows_per_block) == (before, 1900, 4)
+
+
+@pytest.mark.parametrize("marker", ["", '{"kind": "pred'])
+def test_a_marker_that_was_never_written_to_its_end_is_no_ones(tmp_path: Path, marker: str) -> None:
+    run = opened(asked(tmp_path, run_id="night"), NIGHT)
+    (Path(run) / storage.INCOMPLETE_NAME).write_text(marker)
+    assert opened(asked(tmp_path), NEXT) != run
+    with pytest.raises(OutputExistsError, match="choose another --run-id"):
+        opened(asked(tmp_path, run_id="night"), NEXT)
 
 
 def test_a_run_that_was_killed_before_its_listing_is_begun_anew(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Reading, listing, atomic writing and the claims on output folders: the same rules on a disk and in a bucket."""
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -329,6 +330,53 @@ def test_a_claimed_folder_is_unfinished_until_it_is_published(place: str) -> Non
     storage.publish_folder(run, {"rows": 1})
     assert set(file_listing.list_files(run)) == {MANIFEST_NAME, "part.parquet"}
     assert storage.read_json(storage.join(run, MANIFEST_NAME)) == {"rows": 1}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_is_created_by_one_whether_the_disk_knows_links_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("the disk knows no hard links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    uri = str(tmp_path / "deep" / "claim.json")
+    assert storage.create_file(uri, b"first")
+    assert not storage.create_file(uri, b"second")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "deep").iterdir()} == {"claim.json": b"first"}
+
+
+def test_a_link_whose_answer_was_lost_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def made_twice(*paths: Path) -> None:
+        link(*paths)
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", made_twice)
+    assert storage.create_file(str(tmp_path / "claim.json"), b"mine")
+    assert not storage.create_file(str(tmp_path / "claim.json"), b"other")
+
+
+def test_a_full_disk_leaves_no_marker_and_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a kill at that place, after which the temporary file stays."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="no space left"):
+            storage.claim_folder(str(run), "dataset", SETTINGS)
+        assert list(run.iterdir()) == []
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(StorageError, match="no space left"):
+            storage.claim_folder(str(run), "dataset", SETTINGS)
+        assert len(list(run.iterdir())) == 1
+    storage.claim_folder(str(run), "dataset", SETTINGS)
+    assert set(file_listing.list_files(str(run))) == {INCOMPLETE_NAME}
 
 
 def test_an_unfinished_run_is_taken_over_with_the_same_settings(place: str) -> None:
