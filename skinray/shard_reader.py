@@ -359,6 +359,9 @@ def _read_parquet(shard: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[byt
         group_of = [int(np.searchsorted(ends, row["position"], side="right")) for row in rows]
         for group, pairs in itertools.groupby(zip(group_of, rows, strict=True), key=lambda pair: pair[0]):
             some = [row for _, row in pairs]
+            if group == len(counts):
+                yield from [ImageError("changed", "the shard has fewer rows than when it was listed")] * len(some)
+                break
             first = ends[group] - counts[group]
             read = 0
             try:

@@ -302,6 +302,15 @@ def test_a_photo_in_a_shard_without_a_name_or_hash_is_known_by_its_row_and_its_s
     assert set(contents(listing).values()) == {"changed"}
 
 
+def test_rows_that_a_shard_of_hashed_photos_has_no_more_are_changed(tmp_path: Path) -> None:
+    photos = [bytes([number]) for number in range(10)]
+    table = pa.table({"image": photos, "image_sha256": [storage.sha256_of(data) for data in photos]})
+    pq.write_table(table, tmp_path / "night.pq", row_group_size=3)
+    listing = list_photos(str(tmp_path / "night.pq"), 4, "path")
+    pq.write_table(table.slice(0, 5), tmp_path / "night.pq", row_group_size=3)
+    assert [*contents(listing).values()] == [*photos[:5], *["changed"] * 5]
+
+
 def test_a_folder_that_is_called_like_a_file_is_a_folder(place: str) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.table({"id": ["x"], "content": [b"x"]}), buffer)
