@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from skinray import file_listing, storage
 from skinray.errors import ConfigError, ImageError, StorageError
-from skinray.images import SUFFIXES
+from skinray.images import MAX_FILE_BYTES, SUFFIXES
 from skinray.telemetry import Tally
 
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
@@ -312,6 +312,9 @@ def _at_once(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str
 
 
 def _read_at_once(shard: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[bytes | Exception]:
+    if (file_bytes := rows[0]["file_bytes"] or 0) > MAX_FILE_BYTES:  # which stands alone
+        too_large = f"{file_bytes // 1_000_000:,} MB are more than the {MAX_FILE_BYTES // 1_000_000:,} MB that are read"
+        return [ImageError("too_large", too_large)] * len(rows)
     if not shard:
         return storage.read_many([row["image_uri"] for row in rows])
     try:

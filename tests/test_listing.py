@@ -1,6 +1,7 @@
 """Whatever the layout, every photo is one row, under one name, with bytes that are its own."""
 
 import io
+import math
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 
 from skinray import storage
 from skinray.errors import ConfigError, ImageError, StorageError
+from skinray.images import MAX_FILE_BYTES
 from skinray.listing import LISTING_SCHEMA, Listing, list_dataset, list_photos, listed, read_listing, write_listing
 from skinray.shard_reader import read_contents
 from skinray.shards import PreparedDataset
@@ -309,6 +311,34 @@ def test_rows_that_a_shard_of_hashed_photos_has_no_more_are_changed(tmp_path: Pa
     listing = list_photos(str(tmp_path / "night.pq"), 4, "path")
     pq.write_table(table.slice(0, 5), tmp_path / "night.pq", row_group_size=3)
     assert [*contents(listing).values()] == [*photos[:5], *["changed"] * 5]
+
+
+@pytest.mark.parametrize("kind", ["loose", "tar"])
+def test_a_file_too_large_for_any_photo_is_not_read(tmp_path: Path, kind: str) -> None:
+    photos = {"a.jpg": b"a", "b.jpg": b"b"}
+    if kind == "tar":
+        with (tmp_path / "night.tar").open("wb") as tar:
+            for name, size in (("a.jpg", 1), ("slide.tif", MAX_FILE_BYTES + 1), ("b.jpg", 1)):
+                member = tarfile.TarInfo(name)
+                member.size = size
+                tar.write(member.tobuf())
+                end = tar.tell() + math.ceil(size / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                tar.write(photos.get(name, b""))
+                tar.seek(end)
+            tar.truncate(end + 2 * tarfile.BLOCKSIZE)
+        photos = {f"night.tar/{name}": data for name, data in photos.items()}
+    else:
+        for name, data in photos.items():
+            stored(str(tmp_path), name, data)
+        with (tmp_path / "slide.tif").open("wb") as slide:
+            slide.truncate(MAX_FILE_BYTES + 1)
+    tracemalloc.start()
+    found = contents(list_photos(str(tmp_path), 4, "path"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.pop("slide.tif" if kind == "loose" else "night.tar/slide.tif") == "too_large"
+    assert found == photos
+    assert peak < 20e6
 
 
 def test_a_folder_that_is_called_like_a_file_is_a_folder(place: str) -> None:
