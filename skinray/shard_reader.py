@@ -220,7 +220,7 @@ def read_manifest(uri: str) -> pa.Table:
 
     Raises:
         ConfigError: It has no such column.
-        StorageError: It cannot be read.
+        StorageError: It cannot be read, or a store of its photos does not answer: what is listed of them has to be right.
     """
     table = _read_table(uri)
     column = next((name for name in MANIFEST_URI_COLUMNS if name in table.column_names), None)
@@ -266,8 +266,11 @@ def _read_table(uri: str) -> pa.Table:
 def _entry_if_there(uri: str) -> file_listing.Entry:
     try:
         return file_listing.entry_of(uri)
-    except StorageError:
-        return file_listing.UNKNOWN
+    except StorageError as error:
+        of_the_file = (FileNotFoundError, PermissionError) if storage.is_remote(uri) else OSError
+        if isinstance(error.__cause__, of_the_file):
+            return file_listing.UNKNOWN
+        raise
 
 
 def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -296,6 +297,21 @@ def test_a_shard_that_the_store_does_not_give_is_not_a_damaged_one(
         for source in (f"{s3_bucket}/archive", f"{s3_bucket}/archive/{name}"):
             with pytest.raises(StorageError, match=f"cannot read {s3_bucket}/archive/{name}"):
                 list_photos(source, 4, "path")
+
+
+def test_a_manifest_is_not_listed_while_the_store_of_its_photos_is_away(
+    s3_proxy: FaultyProxy, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / "night.csv"
+    manifest.write_text("\n".join(["uri", *(f"{s3_bucket}/{number}.jpg" for number in range(300))]))
+    with s3_proxy.misbehaving(Faults(internal=1)):
+        with pytest.raises(StorageError, match=f"cannot look up {s3_bucket}/"):
+            list_photos(str(manifest), 4, "path")
+        assert s3_proxy.done["internal"] < 150 * object_store.ATTEMPTS, "not after all of them were asked for"
+    monkeypatch.setattr(faulty_s3, "_INTERNAL", (403, "AccessDenied", "Access Denied"))
+    with s3_proxy.misbehaving(Faults(internal=0.5)):
+        listing = list_photos(str(manifest), 4, "path")
+    assert listing.photos["file_version"].to_pylist() == [""] * 300, "denied, or not there"
 
 
 def test_the_few_that_fail_among_many_are_read_once_more(s3_proxy: FaultyProxy, s3_bucket: str) -> None:
