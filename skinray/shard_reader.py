@@ -298,6 +298,17 @@ def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Excep
             yield from [_cause(error)] * (len(rows) - read)
 
 
+def may_be_read_yet(error: Exception) -> bool:
+    """True when a photo's store, and not the photo, may be what failed.
+
+    Args:
+        error: What `read_contents` gave in place of it.
+    """
+    if isinstance(error, ImageError) or _is_damage(error):
+        return False
+    return not isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, PermissionError)
+
+
 def is_parquet(uri: str) -> bool:
     """True for the URI of a Parquet file."""
     return posixpath.splitext(uri)[1].lower() in PARQUET_SUFFIXES
@@ -371,11 +382,12 @@ def _read_parquet(shard: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[byt
             first = ends[group] - counts[group]
             read = 0
             try:
-                for data in _of_row_group(file, group, column, [int(row["position"] - first) for row in some]):
-                    yield _checked(data, some[read]["file_version"])
-                    read += 1
-            except (pa.ArrowException, OSError) as error:  # the next row group may be whole
-                yield from [error] * (len(some) - read)
+                with storage.explained(shard, "read"):
+                    for data in _of_row_group(file, group, column, [int(row["position"] - first) for row in some]):
+                        yield _checked(data, some[read]["file_version"])
+                        read += 1
+            except (StorageError, pa.ArrowException) as error:  # the next row group may be whole
+                yield from [_cause(error)] * (len(some) - read)
 
 
 def _of_row_group(file: pq.ParquetFile, group: int, column: str, positions: Sequence[int]) -> Iterator[bytes]:
