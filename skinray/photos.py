@@ -71,7 +71,9 @@ def decoded_photos(
         Rows as described at the top of this module; a block's photos are in one batch.
     """
     rows_at_once = listing.rows_per_task
-    decode = functools.partial(read_and_decode, rows_at_once=rows_at_once, preprocessing=preprocessing, refuse=refuse)
+    decode = functools.partial(
+        read_and_decode, rows_at_once=rows_at_once, preprocessing=preprocessing, refuse=refuse, folder=listing.folder
+    )
     tasks = ray.data.from_arrow(_tasks(listing, without))
     decoded = tasks.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
     # Ray Data joins what a task yields until it is larger than this, and cuts what is half as large again, blocks or not: with
@@ -108,7 +110,9 @@ def _tasks(listing: Listing, without: Container[int]) -> list[pa.Table]:
     ]
 
 
-def read_and_decode(plan: pa.Table, rows_at_once: int, preprocessing: Preprocessing, refuse: bool) -> Iterator[Block]:
+def read_and_decode(
+    plan: pa.Table, rows_at_once: int, preprocessing: Preprocessing, refuse: bool, folder: str = ""
+) -> Iterator[Block]:
     """Reads and decodes some listed photos here and now: what each task of `decoded_photos` does.
 
     Photos that their store did not give are read once more as soon as it answers: they are not at fault for a bad minute.
@@ -118,9 +122,10 @@ def read_and_decode(plan: pa.Table, rows_at_once: int, preprocessing: Preprocess
         rows_at_once: How many to hold decoded; a whole number of blocks.
         preprocessing: How to decode them.
         refuse: Refuse what is no photo of skin.
+        folder: As `Listing` has it.
 
     Raises:
-        StorageError: The store of some of them does not answer.
+        StorageError: The store of some of them does not answer, or the disk went away.
     """
     listed = plan.to_pylist()
     contents = read_contents(listed)
@@ -131,16 +136,25 @@ def read_and_decode(plan: pa.Table, rows_at_once: int, preprocessing: Preprocess
         rows, not_given = [], []
         for place, (photo, data) in enumerate(zip(some, itertools.islice(contents, len(some)), strict=True)):
             rows.append(_decoded(photo, data, pixels[place], preprocessing, refuse))
-            if isinstance(data, Exception) and may_be_read_yet(data):
+            if isinstance(data, Exception) and may_be_read_yet(photo, data):
                 not_given.append(place)
         if not_given:
-            storage.check_answers(posixpath.dirname(some[not_given[0]]["image_uri"]))
+            _check_answers([some[place]["image_uri"] for place in not_given], folder)
             for place, data in zip(not_given, read_contents([some[place] for place in not_given]), strict=True):
                 rows[place] = _decoded(some[place], data, pixels[place], preprocessing, refuse)
             if not_given[-1] == len(some) - 1:
                 # It may be that a Parquet shard was lost, and none of its rows was asked for since.
                 contents = read_contents(listed[start + len(some) :])
         yield _block(rows, pixels)
+
+
+def _check_answers(uris: Sequence[str], folder: str) -> None:
+    """Raises a StorageError when where some photos lie does not answer."""
+    remote = [uri for uri in uris if storage.is_remote(uri)]
+    if remote:
+        storage.check_answers(posixpath.dirname(remote[0]))
+    if folder and len(remote) < len(uris):
+        storage.check_answers(folder)
 
 
 def _decoded(

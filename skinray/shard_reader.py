@@ -298,14 +298,17 @@ def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Excep
             yield from [_cause(error)] * (len(rows) - read)
 
 
-def may_be_read_yet(error: Exception) -> bool:
-    """True when a photo's store, and not the photo, may be what failed.
+def may_be_read_yet(photo: Mapping[str, Any], error: Exception) -> bool:
+    """True when a photo's store or disk, and not the photo, may be what failed.
 
     Args:
+        photo: Row of `skinray.listing.LISTING_SCHEMA`.
         error: What `read_contents` gave in place of it.
     """
     if isinstance(error, ImageError) or _is_damage(error):
         return False
+    if not storage.is_remote(photo["image_uri"]):
+        return True  # of a disk that went away every file is missing
     return not isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, PermissionError)
 
 
