@@ -264,13 +264,19 @@ def _read_table(uri: str) -> pa.Table:
 
 
 def _entry_if_there(uri: str) -> file_listing.Entry:
+    storage.filesystem(uri)  # https:// and the like would be nothing but failed rows
     try:
         return file_listing.entry_of(uri)
     except StorageError as error:
         of_the_file = (FileNotFoundError, PermissionError) if storage.is_remote(uri) else OSError
-        if isinstance(error.__cause__, of_the_file):
+        if _is_of_name(error) or isinstance(error.__cause__, of_the_file):
             return file_listing.UNKNOWN
         raise
+
+
+def _is_of_name(error: Exception) -> bool:
+    """True for what is said of a URI that names no file, such as s3:///a.jpg, before anything is asked for."""
+    return isinstance(error, StorageError) and error.__cause__ is None
 
 
 def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:
@@ -305,7 +311,7 @@ def may_be_read_yet(photo: Mapping[str, Any], error: Exception) -> bool:
         photo: Row of `skinray.listing.LISTING_SCHEMA`.
         error: What `read_contents` gave in place of it.
     """
-    if isinstance(error, ImageError) or _is_damage(error):
+    if isinstance(error, ImageError) or _is_of_name(error) or _is_damage(error):
         return False
     if not storage.is_remote(photo["image_uri"]):
         return True  # of a disk that went away every file is missing

@@ -19,7 +19,7 @@ from skinray import storage
 from skinray.errors import ConfigError, ImageError, StorageError
 from skinray.images import MAX_FILE_BYTES
 from skinray.listing import LISTING_SCHEMA, Listing, list_dataset, list_photos, listed, read_listing, write_listing
-from skinray.shard_reader import read_contents
+from skinray.shard_reader import may_be_read_yet, read_contents
 from skinray.shards import PreparedDataset
 
 PHOTOS = {f"visit {number % 3}/photo {number:02d}.jpg": bytes([number]) * (1000 + number) for number in range(20)}
@@ -274,6 +274,18 @@ def test_every_row_of_a_manifest_is_a_photo_with_a_name(tmp_path: Path, suffix: 
     table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
     missing = dict.fromkeys(("y", f"night{suffix}#3", f"night{suffix}#4"), FileNotFoundError)
     assert contents(list_photos(str(path), 4, "path")) == {"x": b"a", "b.jpg": b"b", **missing}
+
+
+def test_a_row_of_a_manifest_that_no_file_can_be_called_fails_and_no_other(tmp_path: Path) -> None:
+    stored(str(tmp_path), "a.jpg", b"a")
+    uri = stored(str(tmp_path), "night.csv", b"uri,image_id\na.jpg,a\ns3:///b.jpg,b\nc.jpg ,c\n")
+    listing = list_photos(uri, 4, "path")
+    assert contents(listing) == {"a": b"a", "b": StorageError, "c": StorageError}
+    rows = listing.photos.to_pylist()
+    failed = zip(rows, read_contents(rows), strict=True)
+    assert not any(may_be_read_yet(row, data) for row, data in failed if isinstance(data, Exception)), "no store is to blame"
+    with pytest.raises(StorageError, match="https:// is not supported"):
+        list_photos(stored(str(tmp_path), "web.csv", b"uri\na.jpg\nhttps://example.org/a.jpg\n"), 4, "path")
 
 
 def test_numbers_name_patients_and_photos_as_text_does(tmp_path: Path) -> None:
