@@ -39,7 +39,7 @@ IMAGE_ERRORS: Mapping[str, str] = {
     "not_an_image": "no photo in a known format",
     "truncated": "ends before the photo does",
     "corrupt": "damaged",
-    "too_large": "more pixels than are decoded",
+    "too_large": "more pixels than are decoded, or more bytes than are read",
     "burned_in": "identifying text is part of the picture",
     "corrupt_shard": "its shard cannot be read to the end",
     "changed": "was written anew meanwhile",

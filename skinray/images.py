@@ -30,6 +30,9 @@ JPEG_START = b"\xff\xd8\xff"
 
 # 100 megapixels: twice what today's largest cameras give, 300 MB decoded.
 MAX_PIXELS = 100_000_000
+# Uncompressed, and as DICOM stores them: three samples of 16 bits each; the rest is for headers. What is larger, such as a whole
+# slide, would only be read to be refused.
+MAX_FILE_BYTES = 6 * MAX_PIXELS + 40_000_000
 
 _FULL_SIZE = 0  # what simplejpeg takes for no limit below
 

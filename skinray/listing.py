@@ -4,6 +4,7 @@ A row says where a photo's bytes are and what is known of it without reading the
 shards, prepared data sets and manifests all come to this table; `skinray.photos` reads and decodes what stands in it.
 """
 
+import contextlib
 import itertools
 import json
 import posixpath
@@ -70,12 +71,14 @@ class Listing:
         rows_per_block: Photos that are scored and written as one.
         rows_per_task: Photos that are read and decoded in one task: a whole number of blocks.
         left_out: Kind of file, as ".json", "without a suffix" -> how many of it lie in the input and are not listed.
+        folder: Local folder in which the local ones of the photos were found; "" where there is none.
     """
 
     photos: pa.Table
     rows_per_block: int
     rows_per_task: int
     left_out: Mapping[str, int] = field(default_factory=dict)
+    folder: str = ""
 
     @property
     def rows(self) -> int:
@@ -93,7 +96,7 @@ class Listing:
         return {start: min(self.rows_per_block, self.rows - start) for start in starts}
 
 
-def listed(photos: pa.Table, rows_per_block: int, left_out: Mapping[str, int] | None = None) -> Listing:
+def listed(photos: pa.Table, rows_per_block: int, left_out: Mapping[str, int] | None = None, folder: str = "") -> Listing:
     """A job's photos, cut into blocks.
 
     Args:
@@ -101,13 +104,14 @@ def listed(photos: pa.Table, rows_per_block: int, left_out: Mapping[str, int] | 
         rows_per_block: Most photos in one block; of few photos there are fewer, so that what a killed run loses is no more than
             a fiftieth of it.
         left_out: As `Listing` has it; nothing unless given.
+        folder: As `Listing` has it.
     """
     numbered = photos.drop_columns(["index"]) if "index" in photos.column_names else photos
     numbered = _complete(numbered.append_column("index", pa.array(range(len(photos)), pa.int64())))
     block = min(rows_per_block, max(1, len(photos) // _LEAST_BLOCKS))
     block -= block % _WHOLE_BATCHES if block > _WHOLE_BATCHES else 0
     task = min(rows_per_block, max(block, len(photos) // _LEAST_TASKS))
-    return Listing(numbered, block, max(1, task // block) * block, left_out or {})
+    return Listing(numbered, block, max(1, task // block) * block, left_out or {}, folder)
 
 
 def _complete(photos: pa.Table) -> pa.Table:
@@ -138,8 +142,10 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: ImageIdRule) -> L
     """
     suffix = _suffix(input_uri)
     left_out: Counter[str] = Counter()
+    folder = _local(input_uri)
     if (suffix in SHARD_SUFFIXES or suffix == ".csv") and not storage.is_folder(input_uri):
         photos = _list_file(input_uri, image_id, left_out)
+        folder = _common_folder(photos)
     elif is_dataset(input_uri):
         photos = _list_dataset(open_dataset(input_uri), SPLITS)
     else:
@@ -147,12 +153,12 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: ImageIdRule) -> L
     if not len(photos):
         raise StorageError(f"{input_uri} lists no photos")
     _check_names(photos["image_id"], input_uri, image_id)
-    return listed(photos, rows_per_block, _in_words(left_out))
+    return listed(photos, rows_per_block, _in_words(left_out), folder)
 
 
 def list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...], rows_per_block: int = 192) -> Listing:
     """Lists the photos of some splits of a prepared data set, in the order of its shards."""
-    return listed(_list_dataset(dataset, splits), rows_per_block)
+    return listed(_list_dataset(dataset, splits), rows_per_block, folder=_local(dataset.uri))
 
 
 def _list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...]) -> pa.Table:
@@ -185,6 +191,23 @@ def _list_file(uri: str, image_id: ImageIdRule, left_out: Counter[str]) -> pa.Ta
     names = [one or other or f"{posixpath.basename(uri)}#{row}" for row, (one, other) in enumerate(pairs)]
     kept = [name for name in photos.column_names if name not in ("image_id", "written")]
     return _complete(photos.select(kept).append_column("image_id", pa.array(names, pa.string())))
+
+
+def _local(uri: str) -> str:
+    return "" if storage.is_remote(uri) else storage.normalize(uri)
+
+
+def _common_folder(photos: pa.Table) -> str:
+    """The deepest local folder in which all local files lie that were found; "" for none, and for one that may not be listed."""
+    rows = zip(*(photos[name].to_pylist() for name in ("shard", "image_uri", "file_version")), strict=True)
+    found = {local for shard, uri, version in rows if version and (local := _local(shard or uri))}
+    if not found:
+        return ""
+    folder = posixpath.commonpath([posixpath.dirname(min(found)), posixpath.dirname(max(found))])
+    with contextlib.suppress(StorageError):
+        storage.check_answers(folder)
+        return folder
+    return ""
 
 
 def _list_folder(uri: str, image_id: ImageIdRule, left_out: Counter[str]) -> pa.Table:
@@ -284,9 +307,9 @@ def grown(before: Listing, now: Listing) -> Listing | None:
         return None
     others = now.photos.filter(pc.invert(pc.is_in(now.photos["image_id"], value_set=names.combine_chunks())))
     if not len(others):
-        return replace(before, left_out=now.left_out)
+        return replace(before, left_out=now.left_out, folder=now.folder)
     photos = listed(pa.concat_tables([before.photos, others]), before.rows_per_block).photos
-    return Listing(photos, before.rows_per_block, before.rows_per_task, now.left_out)
+    return Listing(photos, before.rows_per_block, before.rows_per_task, now.left_out, now.folder)
 
 
 def outgrown(before: Listing, now: Listing) -> bool:
@@ -313,7 +336,7 @@ def write_listing(listing: Listing, uri: str) -> None:
 
 
 def read_listing(uri: str) -> Listing:
-    """What `write_listing` wrote: the same photos in the same blocks."""
+    """What `write_listing` wrote: the same photos in the same blocks. Their folder is that of the input, and not written."""
     with storage.reading(uri) as file:
         table = pq.read_table(file)
     known = table.schema.metadata

@@ -24,7 +24,7 @@ import itertools
 import math
 import posixpath
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ from skinray.images import Preprocessing, decode_photo
 from skinray.input_gate import REASONS, refusal
 from skinray.listing import Listing
 from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES, quality
-from skinray.shard_reader import is_parquet, read_contents
+from skinray.shard_reader import is_parquet, may_be_read_yet, read_contents
 from skinray.skin_tone import ita_degrees
 
 # A hair less than a core, so that one decode task a core and an actor fit on every machine, even one with a single core;
@@ -71,7 +71,9 @@ def decoded_photos(
         Rows as described at the top of this module; a block's photos are in one batch.
     """
     rows_at_once = listing.rows_per_task
-    decode = functools.partial(read_and_decode, rows_at_once=rows_at_once, preprocessing=preprocessing, refuse=refuse)
+    decode = functools.partial(
+        read_and_decode, rows_at_once=rows_at_once, preprocessing=preprocessing, refuse=refuse, folder=listing.folder
+    )
     tasks = ray.data.from_arrow(_tasks(listing, without))
     decoded = tasks.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
     # Ray Data joins what a task yields until it is larger than this, and cuts what is half as large again, blocks or not: with
@@ -108,47 +110,75 @@ def _tasks(listing: Listing, without: Container[int]) -> list[pa.Table]:
     ]
 
 
-def read_and_decode(plan: pa.Table, rows_at_once: int, preprocessing: Preprocessing, refuse: bool) -> Iterator[Block]:
+def read_and_decode(
+    plan: pa.Table, rows_at_once: int, preprocessing: Preprocessing, refuse: bool, folder: str = ""
+) -> Iterator[Block]:
     """Reads and decodes some listed photos here and now: what each task of `decoded_photos` does.
+
+    Photos that their store did not give are read once more as soon as it answers: they are not at fault for a bad minute.
 
     Args:
         plan: Rows of LISTING_SCHEMA with the block of each.
         rows_at_once: How many to hold decoded; a whole number of blocks.
         preprocessing: How to decode them.
         refuse: Refuse what is no photo of skin.
+        folder: As `Listing` has it.
 
     Raises:
-        StorageError: None of those that it holds at once can be read, and their store does not answer: they are not at fault.
+        StorageError: The store of some of them does not answer, or the disk went away.
     """
     listed = plan.to_pylist()
     contents = read_contents(listed)
+    size = preprocessing.image_size_px
     for start in range(0, len(listed), rows_at_once):
-        rows = [_described(row) for row in listed[start : start + rows_at_once]]
-        block = _decoded(rows, itertools.islice(contents, len(rows)), preprocessing, refuse)
-        if set(block["error_code"]) == {"unreadable"}:
-            storage.check_answers(posixpath.dirname(rows[0]["image_uri"]))
-        yield block
+        some = listed[start : start + rows_at_once]
+        pixels = np.zeros((len(some), size, size, 3), np.uint8)
+        rows, not_given = [], []
+        for place, (photo, data) in enumerate(zip(some, itertools.islice(contents, len(some)), strict=True)):
+            rows.append(_decoded(photo, data, pixels[place], preprocessing, refuse))
+            if isinstance(data, Exception) and may_be_read_yet(photo, data):
+                not_given.append(place)
+        if not_given:
+            _check_answers([some[place]["image_uri"] for place in not_given], folder)
+            for place, data in zip(not_given, read_contents([some[place] for place in not_given]), strict=True):
+                rows[place] = _decoded(some[place], data, pixels[place], preprocessing, refuse)
+            if not_given[-1] == len(some) - 1:
+                # It may be that a Parquet shard was lost, and none of its rows was asked for since.
+                contents = read_contents(listed[start + len(some) :])
+        yield _block(rows, pixels)
+
+
+def _check_answers(uris: Sequence[str], folder: str) -> None:
+    """Raises a StorageError when where some photos lie does not answer."""
+    remote = [uri for uri in uris if storage.is_remote(uri)]
+    if remote:
+        storage.check_answers(posixpath.dirname(remote[0]))
+    if folder and len(remote) < len(uris):
+        storage.check_answers(folder)
 
 
 def _decoded(
-    rows: Sequence[dict[str, Any]], contents: Iterable[bytes | Exception], preprocessing: Preprocessing, refuse: bool
-) -> Block:
-    size = preprocessing.image_size_px
-    pixels = np.zeros((len(rows), size, size, 3), np.uint8)
-    for row, data, target in zip(rows, contents, pixels, strict=True):
-        try:
-            if isinstance(data, Exception):
-                raise _unreadable(data)
-            row["image_sha256"] = storage.sha256_of(data)
-            photo = decode_photo(data, preprocessing)
-            row["width_px"], row["height_px"] = photo.width_px, photo.height_px
-            row["ita_degrees"] = ita_degrees(photo.pixels)
-            row.update(quality(photo.pixels, photo.width_px, photo.height_px))
-            target[:] = photo.pixels
-            if refuse and (reason := refusal(photo.pixels)):
-                row["status"], row["error_code"], row["error_detail"] = "refused", reason, REASONS[reason]
-        except ImageError as error:
-            row["status"], row["error_code"], row["error_detail"] = "failed", error.code, error.detail
+    photo: dict[str, Any], data: bytes | Exception, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, refuse: bool
+) -> dict[str, Any]:
+    """A listed photo as a row of a block; what it shows goes into `pixels`, uint8 [size, size, 3]."""
+    row = _described(photo)
+    try:
+        if isinstance(data, Exception):
+            raise _unreadable(data)
+        row["image_sha256"] = storage.sha256_of(data)
+        decoded = decode_photo(data, preprocessing)
+        row["width_px"], row["height_px"] = decoded.width_px, decoded.height_px
+        row["ita_degrees"] = ita_degrees(decoded.pixels)
+        row.update(quality(decoded.pixels, decoded.width_px, decoded.height_px))
+        pixels[:] = decoded.pixels
+        if refuse and (reason := refusal(decoded.pixels)):
+            row["status"], row["error_code"], row["error_detail"] = "refused", reason, REASONS[reason]
+    except ImageError as error:
+        row["status"], row["error_code"], row["error_detail"] = "failed", error.code, error.detail
+    return row
+
+
+def _block(rows: Sequence[dict[str, Any]], pixels: npt.NDArray[np.uint8]) -> Block:
     block: Block = {name: np.array([row[name] for row in rows]) for name in rows[0] if name not in _ONLY_FOR_READING}
     block["pixels"] = pixels
     block["decoded_at"] = np.full(len(rows), time.time())

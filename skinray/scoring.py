@@ -83,7 +83,7 @@ def choose_photos(listing: Listing, settings: ScoreSettings, model_id: str) -> t
         return listing, 0
     chosen = select(listing.photos, read_ledger(settings.output, model_id), settings.retry or "new")
     say(f"score: {listing.rows - len(chosen):,} of {listing.rows:,} photos need nothing")
-    return listed(chosen, settings.rows_per_block, listing.left_out), listing.rows - len(chosen)
+    return listed(chosen, settings.rows_per_block, listing.left_out, listing.folder), listing.rows - len(chosen)
 
 
 def _publish(

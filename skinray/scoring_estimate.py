@@ -64,7 +64,7 @@ def estimate(bundle: Bundle, listing: Listing, settings: ScoreSettings) -> Estim
     photos = listing.photos.take(np.sort(chosen))
     started = time.perf_counter()
     plan = photos.append_column("block", photos["index"])
-    (block,) = read_and_decode(plan, len(plan), bundle.preprocessing, settings.refuse)
+    (block,) = read_and_decode(plan, len(plan), bundle.preprocessing, settings.refuse, listing.folder)
     decode_s = (time.perf_counter() - started) / len(photos)
     use_threads(cores)
     classifier = Classifier(bundle, settings.batch_size, precision=settings.precision)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from skinray import file_listing, storage
 from skinray.errors import ConfigError, ImageError, StorageError
-from skinray.images import SUFFIXES
+from skinray.images import MAX_FILE_BYTES, SUFFIXES
 from skinray.telemetry import Tally
 
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
@@ -220,7 +220,7 @@ def read_manifest(uri: str) -> pa.Table:
 
     Raises:
         ConfigError: It has no such column.
-        StorageError: It cannot be read.
+        StorageError: It cannot be read, or a store of its photos does not answer: what is listed of them has to be right.
     """
     table = _read_table(uri)
     column = next((name for name in MANIFEST_URI_COLUMNS if name in table.column_names), None)
@@ -264,10 +264,19 @@ def _read_table(uri: str) -> pa.Table:
 
 
 def _entry_if_there(uri: str) -> file_listing.Entry:
+    storage.filesystem(uri)  # https:// and the like would be nothing but failed rows
     try:
         return file_listing.entry_of(uri)
-    except StorageError:
-        return file_listing.UNKNOWN
+    except StorageError as error:
+        of_the_file = (FileNotFoundError, PermissionError) if storage.is_remote(uri) else OSError
+        if _is_of_name(error) or isinstance(error.__cause__, of_the_file):
+            return file_listing.UNKNOWN
+        raise
+
+
+def _is_of_name(error: Exception) -> bool:
+    """True for what is said of a URI that names no file, such as s3:///a.jpg, before anything is asked for."""
+    return isinstance(error, StorageError) and error.__cause__ is None
 
 
 def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Exception]:
@@ -295,6 +304,20 @@ def read_contents(photos: Sequence[Mapping[str, Any]]) -> Iterator[bytes | Excep
             yield from [_cause(error)] * (len(rows) - read)
 
 
+def may_be_read_yet(photo: Mapping[str, Any], error: Exception) -> bool:
+    """True when a photo's store or disk, and not the photo, may be what failed.
+
+    Args:
+        photo: Row of `skinray.listing.LISTING_SCHEMA`.
+        error: What `read_contents` gave in place of it.
+    """
+    if isinstance(error, ImageError) or _is_of_name(error) or _is_damage(error):
+        return False
+    if not storage.is_remote(photo["image_uri"]):
+        return True  # of a disk that went away every file is missing
+    return not isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, PermissionError)
+
+
 def is_parquet(uri: str) -> bool:
     """True for the URI of a Parquet file."""
     return posixpath.splitext(uri)[1].lower() in PARQUET_SUFFIXES
@@ -312,6 +335,9 @@ def _at_once(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str
 
 
 def _read_at_once(shard: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[bytes | Exception]:
+    if (file_bytes := rows[0]["file_bytes"] or 0) > MAX_FILE_BYTES:  # which stands alone
+        too_large = f"{file_bytes // 1_000_000:,} MB are more than the {MAX_FILE_BYTES // 1_000_000:,} MB that are read"
+        return [ImageError("too_large", too_large)] * len(rows)
     if not shard:
         return storage.read_many([row["image_uri"] for row in rows])
     try:
@@ -359,14 +385,18 @@ def _read_parquet(shard: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[byt
         group_of = [int(np.searchsorted(ends, row["position"], side="right")) for row in rows]
         for group, pairs in itertools.groupby(zip(group_of, rows, strict=True), key=lambda pair: pair[0]):
             some = [row for _, row in pairs]
+            if group == len(counts):
+                yield from [ImageError("changed", "the shard has fewer rows than when it was listed")] * len(some)
+                break
             first = ends[group] - counts[group]
             read = 0
             try:
-                for data in _of_row_group(file, group, column, [int(row["position"] - first) for row in some]):
-                    yield _checked(data, some[read]["file_version"])
-                    read += 1
-            except (pa.ArrowException, OSError) as error:  # the next row group may be whole
-                yield from [error] * (len(some) - read)
+                with storage.explained(shard, "read"):
+                    for data in _of_row_group(file, group, column, [int(row["position"] - first) for row in some]):
+                        yield _checked(data, some[read]["file_version"])
+                        read += 1
+            except (StorageError, pa.ArrowException) as error:  # the next row group may be whole
+                yield from [_cause(error)] * (len(some) - read)
 
 
 def _of_row_group(file: pq.ParquetFile, group: int, column: str, positions: Sequence[int]) -> Iterator[bytes]:

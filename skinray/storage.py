@@ -165,11 +165,20 @@ def is_folder(uri: str) -> bool:
 
 
 def check_answers(uri: str) -> None:
-    """Asks a store for anything at all; that something is not there, or denied, is an answer.
+    """Asks whether the place where files were found is there at all.
+
+    Args:
+        uri: Anything in an object store: that it is not there, or denied, is an answer. Or a local folder with files at any
+            depth: of a disk that went away the folder is gone, or an empty one is left.
 
     Raises:
-        StorageError: It does not answer.
+        StorageError: It is not.
     """
+    if not is_remote(uri):
+        with explained(uri, "list"), os.scandir(path_of(uri)) as entries:
+            if all(entry.name.startswith(".") for entry in entries):
+                raise StorageError(f"{uri} is empty, and held files before: is its disk still there?")
+        return
     try:
         exists(uri)
     except StorageError as error:

@@ -1,6 +1,7 @@
 """Whatever the layout, every photo is one row, under one name, with bytes that are its own."""
 
 import io
+import math
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -16,8 +17,9 @@ from hypothesis import given, settings
 
 from skinray import storage
 from skinray.errors import ConfigError, ImageError, StorageError
+from skinray.images import MAX_FILE_BYTES
 from skinray.listing import LISTING_SCHEMA, Listing, list_dataset, list_photos, listed, read_listing, write_listing
-from skinray.shard_reader import read_contents
+from skinray.shard_reader import may_be_read_yet, read_contents
 from skinray.shards import PreparedDataset
 
 PHOTOS = {f"visit {number % 3}/photo {number:02d}.jpg": bytes([number]) * (1000 + number) for number in range(20)}
@@ -274,6 +276,18 @@ def test_every_row_of_a_manifest_is_a_photo_with_a_name(tmp_path: Path, suffix: 
     assert contents(list_photos(str(path), 4, "path")) == {"x": b"a", "b.jpg": b"b", **missing}
 
 
+def test_a_row_of_a_manifest_that_no_file_can_be_called_fails_and_no_other(tmp_path: Path) -> None:
+    stored(str(tmp_path), "a.jpg", b"a")
+    uri = stored(str(tmp_path), "night.csv", b"uri,image_id\na.jpg,a\ns3:///b.jpg,b\nc.jpg ,c\n")
+    listing = list_photos(uri, 4, "path")
+    assert contents(listing) == {"a": b"a", "b": StorageError, "c": StorageError}
+    rows = listing.photos.to_pylist()
+    failed = zip(rows, read_contents(rows), strict=True)
+    assert not any(may_be_read_yet(row, data) for row, data in failed if isinstance(data, Exception)), "no store is to blame"
+    with pytest.raises(StorageError, match="https:// is not supported"):
+        list_photos(stored(str(tmp_path), "web.csv", b"uri\na.jpg\nhttps://example.org/a.jpg\n"), 4, "path")
+
+
 def test_numbers_name_patients_and_photos_as_text_does(tmp_path: Path) -> None:
     for name in "12":
         stored(str(tmp_path), f"{name}.jpg", name.encode())
@@ -300,6 +314,43 @@ def test_a_photo_in_a_shard_without_a_name_or_hash_is_known_by_its_row_and_its_s
     assert versions[1] == versions[2] != ""
     pq.write_table(table.slice(0, 3), tmp_path / "night.pq")
     assert set(contents(listing).values()) == {"changed"}
+
+
+def test_rows_that_a_shard_of_hashed_photos_has_no_more_are_changed(tmp_path: Path) -> None:
+    photos = [bytes([number]) for number in range(10)]
+    table = pa.table({"image": photos, "image_sha256": [storage.sha256_of(data) for data in photos]})
+    pq.write_table(table, tmp_path / "night.pq", row_group_size=3)
+    listing = list_photos(str(tmp_path / "night.pq"), 4, "path")
+    pq.write_table(table.slice(0, 5), tmp_path / "night.pq", row_group_size=3)
+    assert [*contents(listing).values()] == [*photos[:5], *["changed"] * 5]
+
+
+@pytest.mark.parametrize("kind", ["loose", "tar"])
+def test_a_file_too_large_for_any_photo_is_not_read(tmp_path: Path, kind: str) -> None:
+    photos = {"a.jpg": b"a", "b.jpg": b"b"}
+    if kind == "tar":
+        with (tmp_path / "night.tar").open("wb") as tar:
+            for name, size in (("a.jpg", 1), ("slide.tif", MAX_FILE_BYTES + 1), ("b.jpg", 1)):
+                member = tarfile.TarInfo(name)
+                member.size = size
+                tar.write(member.tobuf())
+                end = tar.tell() + math.ceil(size / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                tar.write(photos.get(name, b""))
+                tar.seek(end)
+            tar.truncate(end + 2 * tarfile.BLOCKSIZE)
+        photos = {f"night.tar/{name}": data for name, data in photos.items()}
+    else:
+        for name, data in photos.items():
+            stored(str(tmp_path), name, data)
+        with (tmp_path / "slide.tif").open("wb") as slide:
+            slide.truncate(MAX_FILE_BYTES + 1)
+    tracemalloc.start()
+    found = contents(list_photos(str(tmp_path), 4, "path"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.pop("slide.tif" if kind == "loose" else "night.tar/slide.tif") == "too_large"
+    assert found == photos
+    assert peak < 20e6
 
 
 def test_a_folder_that_is_called_like_a_file_is_a_folder(place: str) -> None:

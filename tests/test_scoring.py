@@ -2,6 +2,7 @@ import datetime
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from skinray import storage
+from skinray import scoring, storage
 from skinray.audit_chain import check_chain
 from skinray.cli import main
 from skinray.config import ScoreSettings
@@ -19,6 +20,7 @@ from skinray.images import Preprocessing
 from skinray.listing import Listing, list_photos, listed
 from skinray.photos import decoded_photos
 from skinray.scoring import score_archive
+from skinray.screening_runs import open_run
 from skinray.shards import PreparedDataset
 from skinray.synthetic import BROKEN_KINDS, break_file
 from skinray.training import TrainedModel
@@ -211,6 +213,28 @@ def test_too_many_bad_photos_end_with_exit_code_3_and_still_publish(
     assert "8.3% of the photos have no score" in capsys.readouterr().err
     assert main([*common, "--run-id", "lenient", "--max-bad-fraction", "0.1"]) == 0
     assert len(list(tmp_path.rglob(storage.MANIFEST_NAME))) == 2
+
+
+def test_a_disk_that_goes_away_stops_the_run_and_the_same_command_goes_on(
+    trained: TrainedModel, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = shutil.copytree(archive, tmp_path / "archive")
+    command = ["score", "--bundle", trained.bundle_uri, "--input", str(source), "--output", str(tmp_path / "scores")]
+    with monkeypatch.context() as patch:
+
+        def opened_and_lost(*asked: Any) -> tuple[str, Listing]:
+            run = open_run(*asked)
+            source.rename(tmp_path / "away")
+            return run
+
+        patch.setattr(scoring, "open_run", opened_and_lost)
+        assert main(command) == 1
+    assert f"cannot list {source}: it does not exist" in capsys.readouterr().err
+    assert not [*tmp_path.rglob(storage.MANIFEST_NAME)]
+    (tmp_path / "away").rename(source)
+    assert main([*command, "--max-bad-fraction", "0.1"]) == 0
+    (manifest,) = tmp_path.rglob(storage.MANIFEST_NAME)
+    assert storage.read_json(str(manifest))["statuses"] == {"failed": 5, "scored": 55}
 
 
 def test_a_changed_bundle_scores_nothing(trained: TrainedModel, archive: Path, tmp_path: Path) -> None:

@@ -9,13 +9,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import EndpointConnectionError
+from PIL import Image
 from s3fs.core import S3File
 
 from skinray import file_listing, object_store, storage
@@ -29,6 +34,7 @@ from tests.faulty_s3 import Faults, FaultyProxy
 
 pytestmark = pytest.mark.s3
 
+SMALL = Preprocessing(image_size_px=16)
 BAD: dict[str, Any] = {"slow_down": 0.2, "internal": 0.05, "cut": 0.1, "slow": 0.02}
 # An answer is tried eight times, and so is a body.
 PASSING: dict[str, Any] = {"most_in_a_row": 5}
@@ -252,12 +258,119 @@ def test_photos_are_not_at_fault_when_their_store_is_away(
     if away == "the right to read":
         monkeypatch.setattr(faulty_s3, "_INTERNAL", (403, "AccessDenied", "Access Denied"))
     with s3_proxy.misbehaving(faults[away]):
-        decoded = read_and_decode(plan, 3, Preprocessing(image_size_px=16), refuse=False)
+        decoded = read_and_decode(plan, 3, SMALL, refuse=False)
         if away == "the store":
             with pytest.raises(StorageError, match=rf"cannot look up {s3_bucket}/archive"):
                 next(decoded)
         else:
             assert [*next(decoded)["error_code"]] == ["unreadable"] * 3
+            assert s3_proxy.done["internal"] == (3 if away == "the right to read" else 2 * 3 * object_store.ATTEMPTS)
+
+
+@dataclass
+class Outage(Faults):
+    """A store that answers some calls, fails others, and answers again."""
+
+    answered: int = 0
+    failed: int = 1 << 30
+    came: int = 0
+
+    def drawn(self, method: str, target: str) -> str:
+        self.came += 1
+        return "internal" if 0 < self.came - self.answered <= self.failed else ""
+
+
+def photos_of(count: int) -> dict[str, bytes]:
+    """Photos of 49 KB each, so that the third of six is no part of what is read to open their shard."""
+    draw, photos = np.random.default_rng(0), {}
+    for number in range(count):
+        file = io.BytesIO()
+        Image.fromarray(draw.integers(0, 256, (128, 128, 3), np.uint8)).save(file, "PNG")
+        photos[f"{number}.png"] = file.getvalue()
+    return photos
+
+
+def stored_photos(uri: str, photos: dict[str, bytes], layout: str) -> pa.Table:
+    """Writes photos below a URI and lists them, each as a block of its own; Parquet in row groups of two."""
+    buffer = io.BytesIO()
+    if layout == "loose":
+        for name, data in photos.items():
+            storage.write_bytes(f"{uri}/{name}", data)
+    elif layout == "tar":
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for name, data in photos.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        storage.write_bytes(f"{uri}/night.tar", buffer.getvalue())
+    else:
+        table = pa.table({"image_id": [*photos], "image_bytes": [*photos.values()]})
+        pq.write_table(table, buffer, row_group_size=2, compression="none", use_dictionary=False)
+        storage.write_bytes(f"{uri}/night.parquet", buffer.getvalue())
+    listed = list_photos(uri, 192, "path").photos
+    return listed.append_column("block", listed["index"])
+
+
+def decoded_rows(plan: pa.Table, at_once: int) -> list[tuple[str, str]]:
+    """Hash and error code of each photo."""
+    blocks = [*read_and_decode(plan, at_once, SMALL, refuse=False)]
+    return [pair for block in blocks for pair in zip(block["image_sha256"], block["error_code"], strict=True)]
+
+
+@pytest.mark.parametrize("layout", ["loose", "tar", "parquet"])
+def test_photos_of_a_store_that_comes_back_are_read(s3_proxy: FaultyProxy, s3_bucket: str, layout: str) -> None:
+    photos = photos_of(6)
+    plan = stored_photos(f"{s3_bucket}/archive", photos, layout)
+    good = [(storage.sha256_of(data), "") for data in photos.values()]
+    # All reads of the first three are given up, and the store is away still when it is asked whether it is there.
+    given_up = (3 if layout == "loose" else 1) * object_store.ATTEMPTS
+    with s3_proxy.misbehaving(Outage(failed=given_up + 3)):
+        assert decoded_rows(plan, 3) == good
+        assert s3_proxy.done["internal"] == given_up + 3
+
+
+@pytest.mark.parametrize("layout", ["loose", "tar", "parquet"])
+def test_a_store_that_goes_away_amid_a_block_stops_the_run(s3_proxy: FaultyProxy, s3_bucket: str, layout: str) -> None:
+    plan = stored_photos(f"{s3_bucket}/archive", photos_of(6), layout)
+    with s3_proxy.misbehaving(Outage(answered=1)), pytest.raises(StorageError, match=rf"cannot look up {s3_bucket}/archive"):
+        decoded_rows(plan, 6)
+
+
+def test_a_photo_that_is_gone_does_not_hide_that_the_store_was_away(s3_proxy: FaultyProxy, s3_bucket: str) -> None:
+    photos = photos_of(4)
+    plan = stored_photos(f"{s3_bucket}/archive", photos, "loose")
+    storage.delete_file(f"{s3_bucket}/archive/0.png")
+    expected = [("", "missing"), *((storage.sha256_of(data), "") for data in [*photos.values()][1:])]
+    with s3_proxy.misbehaving(Outage(failed=4 * object_store.ATTEMPTS)):
+        assert decoded_rows(plan, 4) == expected
+    with s3_proxy.misbehaving(Faults(internal=1, only=lambda method, target: "0.png" not in target)), pytest.raises(StorageError):
+        decoded_rows(plan, 4)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 6])
+@pytest.mark.parametrize("refused", [1, 1 << 30])
+def test_a_connection_that_is_refused_costs_no_other_row_group(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch, at_once: int, refused: int
+) -> None:
+    photos = photos_of(6)
+    plan = stored_photos(f"{s3_bucket}/archive", photos, "parquet")
+    column = pq.ParquetFile(io.BytesIO(storage.read_bytes(f"{s3_bucket}/archive/night.parquet"))).metadata.row_group(1).column(1)
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    fetch, refusals = S3File._fetch_range, []
+
+    def fetched(file: S3File, start: int, end: int) -> bytes:
+        if start <= middle < end and len(refusals) < refused:
+            refusals.append(start)
+            raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
+        return fetch(file, start, end)
+
+    monkeypatch.setattr(S3File, "_fetch_range", fetched)
+    # Or all of it would come with the first photo.
+    monkeypatch.setattr(storage.object_store(s3_bucket), "default_block_size", 1000)
+    good = [(storage.sha256_of(data), "") for data in photos.values()]
+    lost = [] if refused == 1 else [2, 3]
+    assert decoded_rows(plan, at_once) == [("", "unreadable") if place in lost else row for place, row in enumerate(good)]
+    assert len(refusals) <= (1 if refused == 1 else 2 * -(-2 // at_once)), "once more for each block"
 
 
 def test_a_shard_is_listed_without_its_photos(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,6 +409,21 @@ def test_a_shard_that_the_store_does_not_give_is_not_a_damaged_one(
         for source in (f"{s3_bucket}/archive", f"{s3_bucket}/archive/{name}"):
             with pytest.raises(StorageError, match=f"cannot read {s3_bucket}/archive/{name}"):
                 list_photos(source, 4, "path")
+
+
+def test_a_manifest_is_not_listed_while_the_store_of_its_photos_is_away(
+    s3_proxy: FaultyProxy, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / "night.csv"
+    manifest.write_text("\n".join(["uri", *(f"{s3_bucket}/{number}.jpg" for number in range(300))]))
+    with s3_proxy.misbehaving(Faults(internal=1)):
+        with pytest.raises(StorageError, match=f"cannot look up {s3_bucket}/"):
+            list_photos(str(manifest), 4, "path")
+        assert s3_proxy.done["internal"] < 150 * object_store.ATTEMPTS, "not after all of them were asked for"
+    monkeypatch.setattr(faulty_s3, "_INTERNAL", (403, "AccessDenied", "Access Denied"))
+    with s3_proxy.misbehaving(Faults(internal=0.5)):
+        listing = list_photos(str(manifest), 4, "path")
+    assert listing.photos["file_version"].to_pylist() == [""] * 300, "denied, or not there"
 
 
 def test_the_few_that_fail_among_many_are_read_once_more(s3_proxy: FaultyProxy, s3_bucket: str) -> None:
