@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from skinray import file_listing, storage
 from skinray.listing import LISTING_NAME, Listing
-from skinray.shard_reader import SHA256
+from skinray.shard_formats import SHA256
 
 LEDGER_NAME = "_ledger.pq"
 _STARTED_KEY = b"started_at"

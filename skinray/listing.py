@@ -22,7 +22,8 @@ from skinray import file_listing, storage
 from skinray.config import SplitName
 from skinray.errors import ConfigError, StorageError
 from skinray.images import SUFFIXES
-from skinray.shard_reader import SHARD_SUFFIXES, ListedShard, list_shard, read_manifest
+from skinray.shard_formats import SHARD_SUFFIXES
+from skinray.shard_listing import ListedShard, list_shard, read_manifest
 from skinray.shards import SPLITS, PreparedDataset, is_dataset, open_dataset
 from skinray.telemetry import Tally
 

@@ -40,7 +40,8 @@ from skinray.images import Preprocessing, decode_photo
 from skinray.input_gate import REASONS, refusal
 from skinray.listing import Listing
 from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES, quality
-from skinray.shard_reader import is_parquet, may_be_read_yet, read_contents
+from skinray.shard_formats import is_parquet
+from skinray.shard_reader import may_be_read_yet, read_contents
 from skinray.skin_tone import ita_degrees
 
 # A hair less than a core, so that one decode task a core and an actor fit on every machine, even one with a single core;

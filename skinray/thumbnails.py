@@ -20,7 +20,8 @@ from PIL import Image
 from skinray import file_listing
 from skinray.errors import ImageError, SkinrayError
 from skinray.images import Photo, Preprocessing, decode_photo
-from skinray.shard_reader import list_shard, read_contents
+from skinray.shard_listing import list_shard
+from skinray.shard_reader import read_contents
 
 # The longer side.
 THUMBNAIL_PX = 160

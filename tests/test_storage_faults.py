@@ -28,7 +28,7 @@ from skinray.errors import StorageError
 from skinray.images import Preprocessing
 from skinray.listing import list_photos
 from skinray.photos import read_and_decode
-from skinray.shard_reader import list_shard
+from skinray.shard_listing import list_shard
 from tests import faulty_s3
 from tests.faulty_s3 import Faults, FaultyProxy
 
