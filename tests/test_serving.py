@@ -3,6 +3,7 @@
 And how serving begins, what it does when it cannot, and what it says when too much is asked of it.
 """
 
+import asyncio
 import contextlib
 import datetime
 import http.server
@@ -28,12 +29,13 @@ from PIL import Image
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeStatus
+from starlette.requests import Request
 
 from skinray import serving
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
 from skinray.clinical import SITE_NAMES
 from skinray.config import EvaluateSettings, ScoreSettings, ServeSettings
-from skinray.errors import SkinrayError
+from skinray.errors import ImageError, SkinrayError
 from skinray.evaluation import evaluate
 from skinray.images import Preprocessing, decode_photo
 from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES
@@ -166,6 +168,33 @@ def test_it_can_be_stopped_while_it_starts_and_while_it_serves(
     monkeypatch.setattr(serving, "say", lambda line: signal.raise_signal(number))
     serving.serve_until_stopped(settings)
     assert done == ["stopped"]
+
+
+def test_of_many_photos_that_come_at_once_a_few_are_decoded_at_once(bundle_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[int] = []
+    most: list[int] = []
+
+    def decode(data: bytes, preprocessing: Preprocessing) -> None:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+        raise ImageError("corrupt", "for this test")
+
+    async def ask_at_once(requests: int) -> list[Any]:
+        api = own_class(bundle_uri, True, None)
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"a photo"}
+
+        calls = [api.predict(Request({"type": "http", "headers": []}, receive)) for _ in range(requests)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    own_class = serving.SkinrayApi.func_or_class.__bases__[0]  # type: ignore[attr-defined]
+    monkeypatch.setitem(own_class.predict.__globals__, "decode_photo", decode)
+    answers = asyncio.run(ask_at_once(12))
+    assert [answer.code for answer in answers] == ["corrupt"] * 12
+    assert max(most) == serving.MAX_DECODING
 
 
 @pytest.fixture(scope="module")
