@@ -25,7 +25,7 @@ from skinray.preparation import prepare_dataset
 from skinray.reports import NOT_A_DEVICE
 from skinray.scoring import score_archive
 from skinray.scoring_pipeline import RunSummary
-from skinray.serving import start_serving, stop_serving
+from skinray.serving import ask_this_machine, start_serving, stop_serving
 from skinray.synthetic import BROKEN_KINDS, break_file, draw_dataset
 from skinray.telemetry import say
 from skinray.training import TrainedModel, train
@@ -130,7 +130,7 @@ def _serve_one(trained: TrainedModel, summary: RunSummary, archive: Path) -> flo
     try:
         body = (archive / row["image_id"]).read_bytes()
         request = urllib.request.Request(f"{address}v1/predict", data=body, headers={"Content-Type": "image/jpeg"})
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with ask_this_machine(request, timeout=60) as response:
             answer: dict[str, Any] = json.load(response)
     finally:
         stop_serving()

@@ -46,6 +46,7 @@ _CUT = "the DICOM file ends before its pixels do"
 
 # Public on purpose: two archives that were prepared apart must give one patient one pseudonym.
 _PSEUDONYM_KEY = b"skinray patient pseudonym 1"
+_PSEUDONYM = re.compile(r"(?=.*[a-f])[0-9a-f]{16}")
 
 _AGE = re.compile(r"(\d{1,3})([DWMY])")
 _YEARS_IN = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
@@ -87,6 +88,11 @@ class DicomPhoto:
 
     image: bytes
     tags: DicomTags
+
+
+def is_pseudonym(patient_id: str) -> bool:
+    """Whether a patient's id looks like a `DicomTags.patient_pseudonym`, and not like a number of 16 digits."""
+    return bool(_PSEUDONYM.fullmatch(patient_id))
 
 
 def is_dicom(data: bytes) -> bool:

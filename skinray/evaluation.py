@@ -54,7 +54,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         BundleError: The bundle does not verify.
         ConfigError: The bundle and the data set do not tell the same classes apart, or a gate names a figure that there is not.
         DatasetError: The split has only malignant or only benign photos.
-        LeakError: The data set has leaks, or shares photos with the training data, and that was not allowed.
+        LeakError: The data set has leaks, or shares photos with the training data, and that was not allowed; or what they share
+            is to be left out, and the training data is not there any more.
         OutputExistsError: The output is already there.
     """
     bundle = load_bundle(settings.bundle)
@@ -65,7 +66,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     check_comparable(bundle, dataset, settings)
     overlap = find_overlap(bundle, dataset, settings.split)
     left_out = overlap.image_ids if overlap and settings.leave_out_overlap else frozenset()
-    check_no_overlap(overlap, bundle, dataset, settings.split, settings.allow_leaks or settings.leave_out_overlap)
+    check_no_overlap(overlap, bundle, dataset, settings.split, settings.allow_leaks, settings.leave_out_overlap)
     _check_both_kinds(dataset, settings, left_out)
     output = storage.normalize(settings.output)
     storage.claim_folder(output, "evaluation", settings.recorded())
@@ -87,6 +88,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     metrics = _provenance(bundle, dataset, settings, summary) | {
         "overlap_with_training": None if overlap is None else {} if settings.leave_out_overlap else overlap.counts,
         "left_out_for_overlap": len(left_out),
+        "namesakes_in_training": overlap.namesakes if overlap else 0,
     }
     metrics |= measure_predictions(
         judged, labels, bundle.operating_points, calibration, frequencies, settings.prevalence, calibrated_at

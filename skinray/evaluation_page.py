@@ -16,6 +16,7 @@ import jinja2
 import skinray
 from skinray.audit import leaks_in_words
 from skinray.groups import LEAST_PHOTOS, in_short
+from skinray.reports import overlap_remarks
 from skinray.taxonomy import DIAGNOSES
 
 _POINT_FIGURES = ("recall", "specificity", "precision", "f1")
@@ -107,8 +108,7 @@ def _remarks(metrics: Mapping[str, Any]) -> list[str]:
         remarks += [f"{where} leaks: {words}; every figure here is too high" for words in leaks_in_words(metrics[name])]
     for what, count in (metrics["overlap_with_training"] or {}).items():
         remarks.append(f"{count:,} {what} were trained on, or the model was chosen on them; every figure here is too high")
-    if metrics["overlap_with_training"] is None:
-        remarks.append("the training data is not there any more: overlap with it could not be looked for")
+    remarks += overlap_remarks(metrics)
     if metrics["left_out_for_overlap"]:
         remarks.append(f"{metrics['left_out_for_overlap']:,} photos that share something with the training data are left out")
     not_scored = {status: count for status, count in metrics["statuses"].items() if status != "scored" and count}

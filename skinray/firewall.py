@@ -13,6 +13,7 @@ import pandas as pd
 from skinray.audit import examine, leaks_in_words
 from skinray.bundle import Bundle
 from skinray.config import SplitName
+from skinray.dicom import is_pseudonym
 from skinray.duplicates import find_duplicates
 from skinray.errors import LeakError, SkinrayError
 from skinray.shards import PreparedDataset, open_dataset, read_photos
@@ -43,10 +44,13 @@ class Overlap:
         counts: What stands on both sides, in words -> how many.
         image_ids: Photos to be measured that share a patient, a lesion or a picture with the training data, also through
             others.
+        namesakes: Patient ids that stand on both sides, but come from another source on each: the same people, if both number
+            their patients alike, or others. They are in neither of the above.
     """
 
     counts: dict[str, int]
     image_ids: frozenset[str]
+    namesakes: int = 0
 
 
 def find_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName | Literal["all"]) -> Overlap | None:
@@ -75,9 +79,10 @@ def find_overlap(bundle: Bundle, dataset: PreparedDataset, split: SplitName | Li
     except SkinrayError:
         return None
     measured = read_photos(dataset)
-    _qualify_ids(seen, trained_on)
-    _qualify_ids(measured, dataset)
-    return _overlap(seen[seen["split"] != "test"], measured[_measured(measured, split)])
+    return _overlap(
+        _with_qualified_ids(seen[seen["split"] != "test"], trained_on),
+        _with_qualified_ids(measured[_measured(measured, split)], dataset),
+    )
 
 
 def _measured(photos: pd.DataFrame, split: SplitName | Literal["all"]) -> "pd.Series[bool]":
@@ -85,7 +90,12 @@ def _measured(photos: pd.DataFrame, split: SplitName | Literal["all"]) -> "pd.Se
 
 
 def check_no_overlap(
-    overlap: Overlap | None, bundle: Bundle, dataset: PreparedDataset, split: SplitName | Literal["all"], allowed: bool
+    overlap: Overlap | None,
+    bundle: Bundle,
+    dataset: PreparedDataset,
+    split: SplitName | Literal["all"],
+    allowed: bool,
+    left_out: bool = False,
 ) -> None:
     """Refuses to measure a bundle on photos, lesions or patients that it was trained or chosen on.
 
@@ -95,11 +105,20 @@ def check_no_overlap(
         dataset: What it is to be measured on.
         split: Which part of it, or all.
         allowed: Go on all the same.
+        left_out: What overlaps is left out.
 
     Raises:
-        LeakError: There is an overlap, and it was not allowed.
+        LeakError: There is an overlap, and it was neither allowed nor left out; or it is to be left out and cannot be known.
     """
-    if overlap is None or not overlap.counts or allowed:
+    if allowed:
+        return
+    if overlap is None and left_out:
+        trained_on = bundle.metadata.get("training_settings", {}).get("data", "")
+        raise LeakError(
+            f"--leave-out-overlap: what {bundle.uri} was trained on ({trained_on}) is not there any more, or is another data set "
+            "now, so nobody knows what to leave out. Bring it back there, or measure on all photos with --allow-leaks"
+        )
+    if overlap is None or not overlap.counts or left_out:
         return
     where = f"{'all splits' if split == 'all' else f'the {split} split'} of {dataset.uri}"
     listed = ", ".join(leaks_in_words(overlap.counts))
@@ -115,12 +134,20 @@ def check_no_overlap(
     )
 
 
-def _qualify_ids(photos: pd.DataFrame, dataset: PreparedDataset) -> None:
-    """Makes ids comparable across data sets: patient 7 of one hospital's table is not patient 7 of another's."""
+def _with_qualified_ids(photos: pd.DataFrame, dataset: PreparedDataset) -> pd.DataFrame:
+    """Makes ids comparable across data sets: patient 7 of one hospital's table is not patient 7 of another's.
+
+    What the data set itself calls the patient is kept as `own_id`.
+    """
+    photos = photos.assign(own_id=photos["patient_id"])
     for name in ("patient_id", "lesion_id"):
         # The ISIC archive numbers patients and lesions once, for all the data sets that were taken from it.
         where = ["isic" if source in _OF_ISIC else dataset.manifest.settings["source"] for source in photos["source"]]
         photos[name] = [own and f"{place}:{own}" for place, own in zip(where, names(photos[name]), strict=True)]
+    # A patient has one pseudonym in all DICOM archives.
+    everywhere = [bool(own and is_pseudonym(own)) for own in names(photos["own_id"])]
+    photos.loc[everywhere, "patient_id"] = photos["own_id"]
+    return photos
 
 
 def _overlap(seen: pd.DataFrame, measured: pd.DataFrame) -> Overlap:
@@ -131,8 +158,11 @@ def _overlap(seen: pd.DataFrame, measured: pd.DataFrame) -> Overlap:
     counts = examine(both, duplicates, (), ()).leak_counts
     # Numbered, because both may call different photos the same.
     numbers = [f"{number:09d}" for number in range(len(both))]
-    groups = np.array(group_photos(numbers, both["patient_id"].tolist(), both["lesion_id"].tolist(), duplicates.pairs))
+    groups = np.array(group_photos(numbers, names(both["patient_id"]), names(both["lesion_id"]), duplicates.pairs))
     shared = np.isin(groups, groups[both["split"] == "trained on"]) & (both["split"] == "measured on").to_numpy(bool)
+    others = measured[~measured["patient_id"].isin(seen["patient_id"])]
     return Overlap(
-        {what.removesuffix(" across splits"): count for what, count in counts.items()}, frozenset(both["image_id"][shared])
+        {what.removesuffix(" across splits"): count for what, count in counts.items()},
+        frozenset(both["image_id"][shared]),
+        namesakes=len(({*names(others["own_id"])} & {*names(seen["own_id"])}) - {None}),
     )

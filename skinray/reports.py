@@ -102,6 +102,19 @@ def model_card(metadata: Mapping[str, Any], points: OperatingPoints, metrics: Ma
     )
 
 
+def overlap_remarks(metrics: Mapping[str, Any]) -> list[str]:
+    """What is not known of the photos that were measured and those that were trained on, from metrics.json."""
+    remarks = []
+    if metrics["overlap_with_training"] is None:
+        remarks.append("the training data is not there any more: overlap with it could not be looked for")
+    if metrics["namesakes_in_training"]:
+        remarks.append(
+            f"{metrics['namesakes_in_training']:,} patient ids also occur in the training data, from another source: if they are "
+            "the same people, the figures are too high"
+        )
+    return remarks
+
+
 def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
     return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
@@ -134,6 +147,7 @@ def _evaluation_in_card(metrics: Mapping[str, Any]) -> list[str]:
                 "",
             )
         ),
+        *(line for remark in overlap_remarks(metrics) for line in (f"{remark[0].upper()}{remark[1:]}.", "")),
         "| figure | value |",
         "| --- | --- |",
         *(f"| {words} | {told(metrics['figures'][name])} |" for name, words in named.items() if name in metrics["figures"]),

@@ -7,17 +7,21 @@
     GET  /healthz     200 when the model answers
 
 Photos are decoded before they are batched, so that a broken one fails alone. Errors are `application/problem+json`
-(RFC 9457): 400, 413, 415, 422, and 503 with Retry-After when more wait than the deployment takes.
+(RFC 9457): 400, 413, 415, 422, and 503 when more photos wait for the model than it takes. Where more requests come than are
+let in at all, Serve itself answers 503, in plain text. Both have Retry-After.
 
 `build_app` is what a Serve config names as `import_path`.
 """
 
 import asyncio
+import contextlib
 import signal
+import socket
 import threading
 import time
 import urllib.request
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any
@@ -31,6 +35,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatusOverview
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -54,11 +59,25 @@ MAX_BATCH_SIZE = 8
 BATCH_WAIT_S = 0.01
 # Two batches' worth: one is computed while the next fills.
 MAX_ONGOING = 2 * MAX_BATCH_SIZE
-MAX_QUEUED = 128
-# Bodies held at once: 1.3 GB at worst.
+# What may wait for the model beside them. Both together are fewer than the requests that a SkinrayApi takes, so that who comes
+# next is told that it is busy.
+MAX_QUEUED = 32
+# Requests that are taken at once, each with its body: 1.3 GB at worst.
 MAX_UPLOADS = 64
+RETRY_AFTER_S = 1
+# Photos decoded at once: at worst 3 GB, or 5 GB if they are DICOM (see `skinray.images.MAX_PIXELS`).
+MAX_DECODING = 2
+# One core's worth together, so that a machine of one core can serve. Not 0: a head that is to run no work (num-cpus 0) must not
+# get it.
+_API_CPUS = 0.1
+
+_APPLICATION = "skinray"
+# How often an application that does not start is said to be waited for, and why.
+_SAY_EVERY_S = 60.0
 # How long Serve's proxy may take to listen after the application is ready.
 _PROXY_WAIT_S = 30.0
+# What is asked here is on this machine, and not what http_proxy leads to.
+ask_this_machine = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 _STATUS_OF_CODE: dict[ImageErrorCode, HTTPStatus] = {
     "empty": HTTPStatus.BAD_REQUEST,
@@ -154,7 +173,7 @@ async def _limited_body(request: Request) -> bytes:
 Lesion = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 
 
-@serve.deployment(max_ongoing_requests=MAX_ONGOING, max_queued_requests=MAX_QUEUED)
+@serve.deployment(max_ongoing_requests=MAX_ONGOING, max_queued_requests=MAX_QUEUED, ray_actor_options={"num_cpus": 1 - _API_CPUS})
 class ClassifierReplica:
     """Holds the model and classifies what has come in since the last batch."""
 
@@ -171,7 +190,12 @@ class ClassifierReplica:
         return list(await asyncio.to_thread(self._classifier.probabilities, pixels, clinical))
 
 
-@serve.deployment(max_ongoing_requests=MAX_UPLOADS, max_queued_requests=MAX_UPLOADS)
+@serve.deployment(
+    max_ongoing_requests=MAX_UPLOADS,
+    max_queued_requests=MAX_UPLOADS,
+    backpressure_config={"retry_after_s": RETRY_AFTER_S},
+    ray_actor_options={"num_cpus": _API_CPUS},
+)
 @serve.ingress(api)
 class SkinrayApi:
     """Takes photos over HTTP, decodes them and asks the model."""
@@ -180,6 +204,8 @@ class SkinrayApi:
         self._bundle = load_bundle(bundle_uri)
         self._refuse = refuse
         self._classifier = classifier
+        # Threads and no semaphore: a caller who hangs up frees a semaphore, while the photo is still being decoded.
+        self._decoders = ThreadPoolExecutor(MAX_DECODING)
         template = (files("skinray") / "web" / "index.html").read_text(encoding="utf-8")
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         self._page = environment.from_string(template).render(
@@ -227,7 +253,8 @@ class SkinrayApi:
         except ValueError as error:
             raise _ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, "bad_clinical", str(error)) from error
         try:
-            photo = await asyncio.to_thread(decode_photo, data, self._bundle.preprocessing)
+            loop = asyncio.get_running_loop()
+            photo = await loop.run_in_executor(self._decoders, decode_photo, data, self._bundle.preprocessing)
         except ImageError as error:
             status = _STATUS_OF_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
             raise _ProblemError(status, error.code, error.detail) from error
@@ -248,7 +275,7 @@ class SkinrayApi:
             answer: npt.NDArray[np.float32] = await self._classifier.classify.remote((pixels, clinical[0]))
         except BackPressureError as error:
             raise _ProblemError(
-                HTTPStatus.SERVICE_UNAVAILABLE, "busy", "too many photos are waiting; try again", retry_after_s=1
+                HTTPStatus.SERVICE_UNAVAILABLE, "busy", "too many photos are waiting; try again", RETRY_AFTER_S
             ) from error
         return answer
 
@@ -269,38 +296,99 @@ def build_app(args: BuildArgs) -> serve.Application:
 
 
 def start_serving(settings: ServeSettings) -> str:
-    """Serves a bundle on the running Ray and returns the address once it answers."""
+    """Serves a bundle on the running Ray and returns the address once it answers.
+
+    Raises:
+        BundleError: The bundle does not verify.
+        SkinrayError: The port is taken, this Ray serves a bundle already, or the application does not start or answer; nothing of
+            it is left then.
+    """
     app = build_app(BuildArgs(bundle=settings.bundle, refuse=settings.refuse))
-    serve.start(http_options={"host": settings.host, "port": settings.port})
-    serve.run(app, name="skinray", route_prefix="/")
+    _check_unused(settings)
     address = f"http://{settings.host}:{settings.port}/"
+    try:
+        serve.start(http_options={"host": settings.host, "port": settings.port})
+        serve.run_many([serve.RunTarget(app, name=_APPLICATION)], wait_for_applications_running=False)
+        _wait_until_running()
+        _wait_until_answering(address, load_bundle(settings.bundle).model_id)
+    except BaseException as error:
+        stop_serving()
+        if isinstance(error, SkinrayError) or not isinstance(error, Exception):
+            raise
+        raise SkinrayError(f"Serve cannot start {settings.bundle}: {_last_line(str(error))}") from error
+    return address
+
+
+def _check_unused(settings: ServeSettings) -> None:
+    """Refuses to take another's place: on this Ray, which would replace its model, or on its port."""
+    status = serve.status()
+    if _APPLICATION in status.applications:
+        raise SkinrayError(
+            f"this Ray cluster serves a bundle already ({_APPLICATION} is {status.applications[_APPLICATION].status.value}): "
+            "stop that one first, or serve on a cluster of its own"
+        )
+    if status.proxies:  # Serve listens already, on its own port
+        return
+    try:
+        # Serve's proxies share a port with whoever shares it too: callers of two of them would get either one's model.
+        socket.create_server(
+            (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        ).close()
+    except OSError as error:
+        raise SkinrayError(f"cannot listen on {settings.host}, port {settings.port} ({error}): choose another --port") from error
+
+
+def _wait_until_running() -> None:
+    last_said = time.monotonic()
+    while (application := serve.status().applications[_APPLICATION]).status != "RUNNING":
+        if application.status == "DEPLOY_FAILED":
+            raise SkinrayError(f"Serve cannot start the application: {_why_not_running(application)}")
+        if time.monotonic() - last_said > _SAY_EVERY_S:
+            last_said = time.monotonic()
+            say(f"still waiting for Serve to start the application: {_why_not_running(application)}")
+        time.sleep(0.5)
+
+
+def _why_not_running(application: ApplicationStatusOverview) -> str:
+    deployments = [each.message for each in application.deployments.values() if each.status != "HEALTHY" and each.message]
+    return "; ".join(map(_last_line, deployments)) or application.message or "it does not say why"
+
+
+def _last_line(message: str) -> str:
+    """What went wrong; the lines before are where."""
+    return (message.strip().splitlines() or ["it does not say why"])[-1]
+
+
+def _wait_until_answering(address: str, model_id: str) -> None:
     began = time.monotonic()
     while True:  # Serve says that the application is ready when its proxy, on a busy machine, is not
         try:
-            with urllib.request.urlopen(f"{address}healthz", timeout=60):
-                return address
+            with ask_this_machine(f"{address}healthz", timeout=60) as response:
+                answer = response.read().decode(errors="replace")
+            break
         except OSError as error:
             if time.monotonic() - began > _PROXY_WAIT_S:
-                stop_serving()
                 # Serve has one port a cluster, which the first to start it chose.
                 advice = "does Serve run on this cluster with another port?"
                 raise SkinrayError(f"{address} does not answer ({error}): {advice}") from error
         time.sleep(0.5)
+    if model_id not in answer:
+        raise SkinrayError(f"{address} is answered by another server than this one, of model {model_id}: choose another --port")
 
 
 def stop_serving() -> None:
     """Takes the application down, and Serve with it when nothing else is served: its port is free again."""
-    serve.delete("skinray")
+    serve.delete(_APPLICATION)
     if not serve.status().applications:
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def serve_until_stopped(settings: ServeSettings) -> None:
     """Serves a bundle until the process is interrupted or told to end."""
-    stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, signal.default_int_handler)
     address = start_serving(settings)
-    say(f"serving {settings.bundle} on {address}; {NOT_A_DEVICE} Ctrl-C stops it.")
-    stopped.wait()
+    with contextlib.suppress(KeyboardInterrupt):
+        say(f"serving {settings.bundle} on {address}; {NOT_A_DEVICE} Ctrl-C stops it.")
+        threading.Event().wait()
     stop_serving()

@@ -219,13 +219,14 @@ def _verify_dry(settings: VerifySettings) -> list[str]:
 def _evaluate(settings: EvaluateSettings) -> int:
     from skinray.evaluation import evaluate
     from skinray.measurement import figures_in_words
+    from skinray.reports import overlap_remarks
 
     with ray_session():
         metrics = evaluate(settings)
     for line in figures_in_words(metrics):
         print(line)
-    if metrics["overlap_with_training"] is None:
-        say("skinray: what the bundle was trained on is not there any more: overlap with it could not be looked for")
+    for remark in overlap_remarks(metrics):
+        say(f"skinray: {remark}")
     for where in ("leaks", "leaks_in_training", "overlap_with_training"):
         for what, count in (metrics[where] or {}).items():
             say(f"skinray: {where.replace('_', ' ')}: {count:,} {what}; these figures are too high")

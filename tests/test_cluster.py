@@ -486,6 +486,13 @@ def test_batches_can_fill_and_queues_are_bounded(serving: Any) -> None:
         serving.MAX_BATCH_SIZE <= classifier["autoscaling_config"]["target_ongoing_requests"] < classifier["max_ongoing_requests"]
     )
     assert all(deployment["max_queued_requests"] > 0 for deployment in found.values())
+    # Busy is for the application to say, so its queue is full before Serve's own is.
+    for most, waiting, requests in (
+        (serving.MAX_ONGOING, serving.MAX_QUEUED, serving.MAX_UPLOADS),
+        (classifier["max_ongoing_requests"], classifier["max_queued_requests"], found["SkinrayApi"]["max_ongoing_requests"]),
+    ):
+        assert most + waiting < requests
+    assert found["SkinrayApi"]["backpressure_config"] == {"retry_after_s": serving.RETRY_AFTER_S}
     threads = classifier["ray_actor_options"]["runtime_env"]["env_vars"]["TF_NUM_INTRAOP_THREADS"]
     assert threads == str(classifier["ray_actor_options"]["num_cpus"])
     bodies = found["SkinrayApi"]["max_ongoing_requests"] * serving.MAX_BODY_BYTES
@@ -605,6 +612,7 @@ def test_both_targets_can_run_jobs_and_be_probed(target: str) -> None:
     assert resolved
     assert all("-c cluster/constraints.txt" in command for command in resolved)
     assert any(".[gpu]" in command for command in resolved) == (target == "gpu")
+    assert any(".[dicom,mlflow]" in command for command in resolved)
 
 
 def test_the_image_is_built_under_the_tags_that_the_manifests_use() -> None:

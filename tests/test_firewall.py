@@ -2,7 +2,10 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from skinray import storage
@@ -71,13 +74,46 @@ def test_what_overlaps_is_every_photo_of_a_patient_that_was_trained_on(
 
 
 def test_other_photos_with_the_same_patient_numbers_in_another_data_set_are_fine(
-    bundle: Bundle, ray_cluster: None, tmp_path: Path
+    bundle: Bundle, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
+    learnt = read_photos(prepared)
     draw_dataset(tmp_path / "others", 90, seed=1234)
+    table = pd.read_csv(tmp_path / "others" / "metadata.csv", dtype=str)
+    patients = learnt["patient_id"][learnt["split"] == "train"].unique()
+    renamed = dict(zip(table["patient_id"].unique(), patients, strict=False))
+    table.assign(patient_id=table["patient_id"].map(renamed)).to_csv(tmp_path / "others" / "metadata.csv", index=False)
     settings = {"catalog": "csv", "source": str(tmp_path / "others"), "output": str(tmp_path / "out")}
     columns = {"image": "image_id", "label": "label", "patient_id": "patient_id", "lesion_id": "lesion_id"}
     others = prepare_dataset(PrepareSettings(**settings, csv=columns))
-    assert find_overlap(bundle, others, "test") == Overlap({}, frozenset())
+    measured = read_photos(others)
+    overlap = find_overlap(bundle, others, "test")
+    assert overlap == Overlap({}, frozenset(), measured["patient_id"][measured["split"] == "test"].nunique())
+    assert overlap.namesakes > 1
+
+
+def test_a_patient_of_two_dicom_archives_is_one_and_other_numbers_may_be_anybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    patients = {
+        "/clinic/2024": ["0123456789abcdef", "0000000000000007", "P1", None],
+        "/clinic/2025": ["0123456789abcdef", "0000000000000007", "P2", None],
+    }
+
+    def photos_of(dataset: Any) -> pd.DataFrame:
+        own = patients[dataset.uri]
+        unknown = dict.fromkeys(("lesion_id", "age", "sex", "site", "jpeg_quality", "removed"))
+        sides = {"split": "train" if dataset.uri == "/clinic/2024" else "test", "source": "csv", "label": "nv"}
+        sizes = {"width_px": 600, "height_px": 450, "stored_bytes": 1000}
+        photos = pd.DataFrame({"image_id": [f"{dataset.uri}/{number}" for number in range(len(own))], "patient_id": own})
+        return photos.assign(image_sha256=photos["image_id"], fingerprint=b"", **unknown, **sides, **sizes)
+
+    def prepared_from(source: str) -> Any:
+        return SimpleNamespace(uri=source, sha256=source, manifest=SimpleNamespace(settings={"source": source}))
+
+    monkeypatch.setattr("skinray.firewall.read_photos", photos_of)
+    monkeypatch.setattr("skinray.firewall.open_dataset", prepared_from)
+    dataset = {"sha256": "/clinic/2024", "settings": {"source": "/clinic/2024"}}
+    bundle: Any = SimpleNamespace(metadata={"dataset": dataset, "training_settings": {"data": "/clinic/2024"}})
+    overlap = find_overlap(bundle, prepared_from("/clinic/2025"), "test")
+    assert overlap == Overlap({"patients": 1}, frozenset({"/clinic/2025/0"}), namesakes=1)
 
 
 def test_training_data_that_has_grown_is_still_checked(
@@ -97,6 +133,9 @@ def test_training_data_that_is_gone_cannot_be_checked(
     monkeypatch.setitem(bundle.metadata["training_settings"], "data", "/nowhere/at/all")
     assert find_overlap(bundle, resplit, "test") is None
     check_no_overlap(None, bundle, resplit, "test", allowed=False)
+    with pytest.raises(LeakError, match=r"--leave-out-overlap: .*\(/nowhere/at/all\) is not there any more"):
+        check_no_overlap(None, bundle, resplit, "test", allowed=False, left_out=True)
+    check_no_overlap(None, bundle, resplit, "test", allowed=True, left_out=True)
 
 
 def test_metrics_say_what_overlaps(bundle: Bundle, prepared: PreparedDataset, resplit: PreparedDataset, tmp_path: Path) -> None:

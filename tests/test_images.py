@@ -283,6 +283,40 @@ def test_deep_gray_keeps_its_shades(image_format: str, brightest: int) -> None:
     assert np.abs(pixels[0] - expected[:, np.newaxis]).max() <= 1
 
 
+def test_a_photo_that_is_converted_in_parts_is_the_same_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = np.random.default_rng(3).integers(0, 4096, (50, 70)).astype(np.uint16)
+    deep[-1, -1] = 60_000  # the last part says that these are 16 bits
+    clear = noise(70, 50).convert("RGBA")
+    clear.putalpha(Image.fromarray(np.random.default_rng(4).integers(0, 256, (50, 70), np.uint8)))
+    photos = {
+        "RGBA": encoded(clear, "PNG"),
+        "LA": encoded(clear.convert("LA"), "PNG"),
+        "palette": encoded(noise(70, 50).quantize(9), "PNG", transparency=bytes(range(0, 250, 30))),
+        "one colour of a palette": encoded(noise(70, 50).quantize(9), "GIF", transparency=3),
+        "one grey": encoded(noise(70, 50).convert("L"), "PNG", transparency=7),
+        "16 bits": encoded(Image.fromarray(deep), "PNG"),
+        "32 bits": encoded(Image.fromarray(deep.astype(np.int32)), "TIFF"),
+        "float": encoded(Image.fromarray((deep / 65535).astype(np.float32)), "TIFF"),
+    }
+    whole = {name: np.asarray(read_full_size(data)) for name, data in photos.items()}
+    monkeypatch.setattr("skinray.images._STRIP_PIXELS", 500)
+    for name, data in photos.items():
+        np.testing.assert_array_equal(np.asarray(read_full_size(data)), whole[name], err_msg=name)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16"])
+def test_a_large_photo_is_held_twice_and_no_more(mode: str) -> None:
+    def memory_mb(name: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1000 for line in lines if line.startswith(name))
+
+    data = encoded(Image.new(mode, (4000, 4000)), "PNG", compress_level=1)
+    before = memory_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    decode_photo(data, SMALL)
+    assert memory_mb("VmHWM") - before < 2.5 * 4 * 16
+
+
 def test_a_float_image_that_is_no_number_is_no_crash() -> None:
     data = encoded(Image.fromarray(np.full((32, 32), np.nan, np.float32)), "TIFF")
     decodes_or_says_why(data)

@@ -213,6 +213,8 @@ def test_the_card_of_an_evaluated_bundle_says_what_was_measured() -> None:
     assert "too high" not in card
     seen = model_card(metadata(("benign", "malignant")), POINTS, metrics | {"overlap_with_training": {"photos": 1402}})
     assert "**1,402 photos were trained on, or the model was chosen on them: these figures are too high.**" in seen
+    unknown = model_card(metadata(("benign", "malignant")), POINTS, metrics | {"overlap_with_training": None})
+    assert "The training data is not there any more: overlap with it could not be looked for." in unknown.splitlines()
 
 
 def test_the_card_begins_with_the_hubs_front_matter() -> None:

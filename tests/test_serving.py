@@ -1,12 +1,24 @@
-"""A bundle that looks at age, sex and site: over HTTP what a data set states can be stated too, and the answer is the same."""
+"""A bundle that looks at age, sex and site: over HTTP what a data set states can be stated too, and the answer is the same.
 
+And how serving begins, what it does when it cannot, and what it says when too much is asked of it.
+"""
+
+import asyncio
+import contextlib
 import datetime
+import http.server
 import io
 import json
+import os
+import signal
+import socket
+import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +26,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeStatus
+from starlette.requests import Request
 
+from skinray import serving
 from skinray.bundle import Labels, OperatingPoint, OperatingPoints, load_bundle, save_bundle
 from skinray.clinical import SITE_NAMES
 from skinray.config import EvaluateSettings, ScoreSettings, ServeSettings
+from skinray.errors import ImageError, SkinrayError
 from skinray.evaluation import evaluate
 from skinray.images import Preprocessing, decode_photo
 from skinray.quality import QUALITY_FLAGS, QUALITY_MEASURES
@@ -60,6 +78,123 @@ def bundle_uri(drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "# card",
     )
     return uri
+
+
+# Before `served`, because one Ray serves one bundle.
+def test_what_does_not_start_is_one_line_and_is_taken_down(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_app(args: serving.BuildArgs) -> serve.Application:
+        replica = serving.ClassifierReplica.bind(args.bundle)  # type: ignore[attr-defined]
+        return serving.SkinrayApi.bind(args.bundle, True, replica)  # type: ignore[attr-defined,no-any-return]
+
+    monkeypatch.setattr(serving, "build_app", build_app)  # which looks at the bundle here, where it may be another one
+    with pytest.raises(SkinrayError, match=r"cannot start the application: .*BundleError: .*/nowhere/bundle") as caught:
+        start_serving(ServeSettings(bundle="/nowhere/bundle", port=free_port()))
+    assert len(str(caught.value)) < 400
+    assert serve.status().applications == {}
+
+
+def test_a_port_that_another_server_shares_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "build_app", lambda args: None)
+    monkeypatch.setattr(serve, "status", ServeStatus)  # of a Ray on which Serve does not run
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SkinrayError, match=rf"cannot listen on 127\.0\.0\.1, port {port} .*: choose another --port"):
+            start_serving(ServeSettings(bundle="/runs/bundle", port=port))
+
+
+@contextlib.contextmanager
+def answering(body: bytes) -> Iterator[str]:
+    """A server that answers everything with this."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_the_server_that_answers_is_our_own_and_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with answering(b'{"status": "ok", "model_id": "0123456789ab"}') as address:
+        serving._wait_until_answering(address, "0123456789ab")
+        with pytest.raises(SkinrayError, match="answered by another server"):
+            serving._wait_until_answering(address, "ba9876543210")
+
+
+def test_a_machine_of_one_core_has_room_for_both() -> None:
+    both = (serving.SkinrayApi, serving.ClassifierReplica)
+    shares = [deployment.ray_actor_options["num_cpus"] for deployment in both]  # type: ignore[attr-defined]
+    assert sum(shares) <= 1
+    assert min(shares) > 0
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_can_be_stopped_while_it_starts_and_while_it_serves(
+    number: signal.Signals, own_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, done = ServeSettings(bundle="/runs/bundle"), []
+
+    def start(settings: ServeSettings) -> str:
+        signal.raise_signal(number)
+        done.append("went on")
+        return "http://127.0.0.1:8000/"
+
+    monkeypatch.setattr(serving, "start_serving", start)
+    monkeypatch.setattr(serving, "stop_serving", lambda: done.append("stopped"))
+    with pytest.raises(KeyboardInterrupt):
+        serving.serve_until_stopped(settings)
+    assert done == []
+    monkeypatch.setattr(serving, "start_serving", lambda settings: "http://127.0.0.1:8000/")
+    monkeypatch.setattr(serving, "say", lambda line: signal.raise_signal(number))
+    serving.serve_until_stopped(settings)
+    assert done == ["stopped"]
+
+
+def test_of_many_photos_that_come_at_once_a_few_are_decoded_at_once(bundle_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[int] = []
+    most: list[int] = []
+
+    def decode(data: bytes, preprocessing: Preprocessing) -> None:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+        raise ImageError("corrupt", "for this test")
+
+    async def ask_at_once(requests: int) -> list[Any]:
+        api = own_class(bundle_uri, True, None)
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"a photo"}
+
+        calls = [api.predict(Request({"type": "http", "headers": []}, receive)) for _ in range(requests)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    own_class = serving.SkinrayApi.func_or_class.__bases__[0]  # type: ignore[attr-defined]
+    monkeypatch.setitem(own_class.predict.__globals__, "decode_photo", decode)
+    answers = asyncio.run(ask_at_once(12))
+    assert [answer.code for answer in answers] == ["corrupt"] * 12
+    assert max(most) == serving.MAX_DECODING
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +332,63 @@ def test_the_interface_says_what_it_takes(served: str, bundle_uri: str) -> None:
         ("site", "query", False),
     ]
     assert set(predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]) == {"file", "age", "sex", "site"}
+
+
+def test_a_second_bundle_does_not_take_the_place_of_the_first(served: str, bundle_uri: str) -> None:
+    with pytest.raises(SkinrayError, match="serves a bundle already"):
+        start_serving(ServeSettings(bundle=bundle_uri, port=free_port()))
+    with urllib.request.urlopen(f"{served}healthz", timeout=30) as response:
+        assert response.status == 200
+
+
+@contextlib.contextmanager
+def held_up(deployment: str) -> Iterator[None]:
+    """While this lasts, the replicas of a deployment do nothing."""
+    details = _get_global_client().get_serve_details()["applications"]["skinray"]["deployments"][deployment]
+    ours = [replica["pid"] for replica in details["replicas"]]
+    assert ours
+    for process in ours:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in ours:
+            os.kill(process, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "let_in", "content_type"),
+    [
+        ("ClassifierReplica", serving.MAX_ONGOING + serving.MAX_QUEUED, "application/problem+json"),
+        ("SkinrayApi", 2 * serving.MAX_UPLOADS, "text/plain"),
+    ],
+)
+def test_who_comes_when_too_many_wait_is_told_to_come_again(served: str, deployment: str, let_in: int, content_type: str) -> None:
+    refused: list[tuple[str, str, bytes]] = []
+
+    def ask(_: int) -> int:
+        try:
+            with urllib.request.urlopen(f"{served}healthz", timeout=120) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                refused.append((error.headers["content-type"], error.headers["retry-after"], error.read()))
+                return error.code
+
+    more = 8
+    callers_in_all = let_in + 3 * more  # Serve counts a moment late, and lets some more in
+    with ThreadPoolExecutor(callers_in_all) as callers:
+        with held_up(deployment):
+            answers = callers.map(ask, range(callers_in_all))
+            deadline = time.monotonic() + 60
+            while len(refused) < more and time.monotonic() < deadline:
+                time.sleep(0.05)
+            told = list(refused)
+        statuses = list(answers)
+    assert len(told) >= more, "at once, and not when there is room again"
+    assert (statuses.count(503), statuses.count(200)) == (len(refused), len(statuses) - len(refused))
+    for said_as, retry_after, body in told:
+        assert said_as.startswith(content_type)
+        assert retry_after == "1"
+        if content_type.endswith("json"):
+            assert json.loads(body)["error_code"] == "busy"
