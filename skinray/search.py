@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -223,12 +224,10 @@ def _run_trials(settings: SearchSettings, space: dict[str, Any]) -> list[dict[st
     rows = []
     found = tuner.fit()
     results = [found[number] for number in range(len(found))]
-    # Tune takes a signal for a wish to end early, and returns what there is.
-    if len(results) < settings.trials or any(
-        result.error is None and not (result.metrics or {}).get("done") for result in results
-    ):
-        raise KeyboardInterrupt
-    for result in results:
+    done = [bool((result.metrics or {}).get("done")) for result in results]
+    if sum(done) + found.num_errors < settings.trials:
+        raise KeyboardInterrupt  # Tune takes a signal for a wish to end early, and returns what there is
+    for result, is_done in zip(results, done, strict=True):
         metrics, drawn = result.metrics or {}, dict(result.config or {})
         rows.append(
             {
@@ -237,7 +236,7 @@ def _run_trials(settings: SearchSettings, space: dict[str, Any]) -> list[dict[st
                 "validation_auc": metrics.get("best_auc"),
                 "epochs": metrics.get("epoch", 0),
                 "finished": bool(metrics.get("finished", False)),
-                "error": None if result.error is None else reason_of(result.error),
+                "error": None if is_done else reason_of(result.error),
             }
         )
     return sorted(rows, key=lambda row: -(row["validation_auc"] or 0.0))
@@ -294,14 +293,19 @@ class TrialTeller(ray.tune.Callback):
 
     def on_trial_recover(self, *_: Any, **told: Any) -> None:
         """Says why it is begun again, from its last checkpoint."""
-        say(f"{self._name(told['trial'])}: failed, goes on from its checkpoint: {reason_of(told['trial'].get_error())}")
+        say(f"{self._name(told['trial'])}: failed, goes on from its checkpoint: {_failure_of(told['trial'])}")
 
     def on_trial_error(self, *_: Any, **told: Any) -> None:
         """Says why it failed."""
-        say(f"{self._name(told['trial'])}: failed: {reason_of(told['trial'].get_error())}")
+        say(f"{self._name(told['trial'])}: failed: {_failure_of(told['trial'])}")
 
     def _name(self, trial: Any) -> str:
         return self._names.setdefault(trial.trial_id, f"search: trial {len(self._names) + 1} of {self._trials}")
+
+
+def _failure_of(trial: Any) -> str:
+    # Not trial.get_error(), which looks where the file will have been copied to a little later.
+    return reason_of(Path(trial.error_file).read_text())
 
 
 def in_words(drawn: dict[str, Any]) -> str:

@@ -161,8 +161,8 @@ def run_workers(
             raise
 
 
-def reason_of(error: BaseException) -> str:
-    """The last line of the first worker's traceback: the exception itself."""
+def reason_of(error: object) -> str:
+    """The last line of the (first worker's) traceback that an error or a text ends with: the exception itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(" ")]
     return lines[-1] if lines else type(error).__name__
 

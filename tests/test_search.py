@@ -118,10 +118,12 @@ def test_the_poorer_half_is_stopped_but_not_at_the_end() -> None:
     assert isinstance(build_scheduler(settings("d", Path("o"), epochs=2, grace_epochs=2)), FIFOScheduler)
 
 
-def test_what_trials_do_is_said_and_not_too_often(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_trials_do_is_said_and_not_too_often(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     teller = TrialTeller(settings("d", Path("o"), trials=12), clock=lambda: now[0])
-    trial = SimpleNamespace(trial_id="a", config={"learning_rate": 0.00123456}, get_error=lambda: "Traceback\n\nValueError: x\n")
+    error_file = tmp_path / "error.txt"
+    error_file.write_text("Failure # 1\nTraceback\n  File\n\nValueError: x\n")
+    trial = SimpleNamespace(trial_id="a", config={"learning_rate": 0.00123456}, error_file=str(error_file))
     teller.on_trial_start(trial=trial)
     for epoch in range(1, 5):
         now[0] += 6
@@ -194,15 +196,22 @@ class Tuned:
     """In place of Ray Tune: trials that ended as they are told to."""
 
     def __init__(self, *ends: SimpleNamespace) -> None:
-        self.ends = list(ends)
+        self.ends = ends
+        self.num_errors = sum(end.error is not None for end in ends)
         self.asked: dict[str, Any] = {}
 
     def __call__(self, *_: Any, **asked: Any) -> "Tuned":
         self.asked = asked
         return self
 
-    def fit(self) -> list[SimpleNamespace]:
-        return self.ends
+    def fit(self) -> "Tuned":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> SimpleNamespace:
+        return self.ends[number]
 
 
 def ended(done: bool = True, error: Exception | None = None) -> SimpleNamespace:
