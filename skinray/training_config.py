@@ -141,7 +141,8 @@ class TrainSettings(VerbSettings):
     checkpoint_steps: int | None = Field(None, ge=1)
     """Steps between two checkpoints within an epoch, instead of checkpoint_minutes."""
     max_failures: int = Field(2, ge=0)
-    """How often a lost worker is replaced, from the last checkpoint, before the run is given up."""
+    """How often a lost worker is replaced, or a search's lost trial tried again, from the last checkpoint, before it is given
+    up."""
     collective_timeout_s: int = Field(600, ge=10)
     """Seconds after which waiting for a lost peer becomes an error instead of a hang."""
     tensorboard: bool = True
