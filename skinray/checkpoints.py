@@ -8,7 +8,8 @@ Random numbers need no state: every draw is a function of the run's seed, the st
 
 Ray Train uploads these folders and keeps the last two of those it knows; it takes note of a new one every other second. A run
 goes on from the newest that lies there whole, noted or not, so that a kill costs the steps since then and no more. (What was
-not noted before a kill is not removed by Ray Train later: one folder a kill stays until the run's output is removed.)
+not noted before a kill is not removed by Ray Train later: one folder a kill stays until the run's output is removed. All
+stay that there were when its notes were lost.)
 """
 
 import json
@@ -29,6 +30,8 @@ from skinray.errors import StorageError
 ARRAYS, STATE = "arrays.npz", "state.json"
 # What `checkpoint_name` makes; a folder of another name has no place in their order.
 _NAME = re.compile(r"checkpoint_\d{6}_\d{9}")
+# Ray Train's notes of which checkpoints there are.
+_NOTES = "checkpoint_manager_snapshot.json"
 
 Arrays = Mapping[str, Sequence[npt.NDArray[Any]]]
 
@@ -123,6 +126,9 @@ def newest_checkpoint(folder_uri: str) -> str | None:
 
     Returns:
         The name of its folder below `folder_uri`; None when there is none.
+
+    Raises:
+        StorageError: One that is there cannot be read.
     """
     if not storage.exists(folder_uri):
         return None
@@ -130,8 +136,33 @@ def newest_checkpoint(folder_uri: str) -> str | None:
     for name in sorted(filter(_NAME.fullmatch, folders), reverse=True):
         try:
             load_checkpoint(storage.join(folder_uri, name))
-        except (ValueError, StorageError) as error:  # cut off while it was uploaded, or just removed as too old
+        except ValueError as error:  # cut off while it was uploaded
             logging.getLogger(__name__).warning("%s", error)
+        except StorageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise  # there, and not to be read now: an older one would cost what this one holds
+            logging.getLogger(__name__).warning("%s", error)  # cut off before its second file, or just removed as too old
         else:
             return name
     return None
+
+
+def drop_unusable_notes(folder_uri: str) -> None:
+    """Removes Ray Train's notes of a run's checkpoints when it could not start with them.
+
+    It writes them anew in place after each checkpoint, so that a crash can leave half of them. Training goes by the folders.
+
+    Args:
+        folder_uri: Where the run's checkpoints lie.
+    """
+    notes = storage.read_if_there(storage.join(folder_uri, _NOTES))
+    if notes is None:
+        return
+    try:
+        names = [noted["checkpoint_dir_name"] for noted in json.loads(notes)["checkpoint_results"]]
+    except (ValueError, KeyError, TypeError):
+        usable = False
+    else:
+        usable = all(storage.exists(storage.join(folder_uri, name)) for name in names)
+    if not usable:
+        storage.delete_file(storage.join(folder_uri, _NOTES))

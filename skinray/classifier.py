@@ -30,6 +30,16 @@ def use_threads(threads: int) -> None:
         return  # already running, as in a test process that classified before: same answers, another speed
 
 
+def compute_on_cpu() -> None:
+    """Hides GPUs from this process, which has been given none; Ray leaves all of the machine's visible to it.
+
+    Must be called before TensorFlow starts computing where there are any.
+    """
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+
+
 @contextlib.contextmanager
 def _without(*packages: str) -> Iterator[None]:
     """Lets Keras do without what it imports and does not need to classify: of 4 s that it takes to start, 1 s is theirs."""

@@ -4,6 +4,7 @@
 1  error: what went wrong, in one line
 2  bad settings
 3  finished, but a stated limit was passed
+130  interrupted
 """
 
 import json

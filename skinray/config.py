@@ -306,7 +306,7 @@ class DemoSettings(VerbSettings):
     """Photos to draw for training and evaluation."""
     epochs: int = Field(15, ge=1)
     """Training epochs of the small network."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31 - 1)
     """Seed of the drawings, the split and the training."""
 
 

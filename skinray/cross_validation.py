@@ -18,14 +18,21 @@ import scipy.stats
 from skinray import storage
 from skinray.bundle import Labels, load_bundle, save_bundle
 from skinray.counts import Measure, ScoreCounts
-from skinray.division import all_folds, divide
+from skinray.division import all_folds
 from skinray.intervals import Clusters, estimates
 from skinray.metrics import balanced_accuracy, binary_figures, roc_auc
 from skinray.operating_points import choose_operating_points
 from skinray.reports import model_card
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.telemetry import say
-from skinray.training import TrainedModel, run_identity, train, with_absolute_paths
+from skinray.training import (
+    TrainedModel,
+    check_can_start,
+    initial_weights_of,
+    run_identity,
+    train,
+    with_absolute_paths,
+)
 from skinray.training_config import CrossValidateSettings, with_changes
 from skinray.training_export import bundle_metadata, lesions_or_photos, read_validation_predictions
 
@@ -65,7 +72,10 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
         say(f"cross-validate: {settings.output} is finished already; nothing to do")
         return finished
     # All folds before the first is trained: the last one may be hours away.
-    divide(dataset, settings, all_folds(dataset))
+    check_can_start(settings, dataset, all_folds(dataset))
+    initial_weights_of(
+        settings, dataset
+    )  # each fold's run makes them; here what cannot be had fails before the output is claimed
     identity = run_identity(settings, dataset)
     storage.claim_folder(settings.output, "cross-validation", identity, keep=True)
     runs = []

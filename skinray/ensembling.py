@@ -72,16 +72,12 @@ def make_ensemble(settings: EnsembleSettings) -> Ensembled:
         settings: Which bundles, flips, the data set they were trained on.
 
     Raises:
-        ConfigError: They were not trained on the train split of this data set, or do not tell the same classes apart.
-        LeakError: The data set has leaks, and that was not allowed.
+        What `open_members` raises.
         OutputExistsError: The output is already there.
     """
     from skinray.ensemble import averaged, flipped
 
-    dataset = open_dataset(settings.data)
-    check_no_leaks(dataset, settings.allow_leaks)
-    members = [load_bundle(uri) for uri in settings.bundles]
-    _check_members(members, dataset)
+    dataset, members = open_members(settings)
     storage.claim_folder(settings.output, "ensemble", settings.recorded())
     models = [member.load_model() for member in members]
     model = averaged([flipped(each) for each in models] if settings.flips else models)
@@ -114,6 +110,20 @@ def make_ensemble(settings: EnsembleSettings) -> Ensembled:
     manifest = {"kind": "skinray-ensemble", "schema_version": 1, "settings": settings.recorded(), **asdict(made)}
     storage.publish_folder(storage.normalize(settings.output), manifest)
     return made
+
+
+def open_members(settings: EnsembleSettings) -> tuple[PreparedDataset, list[Bundle]]:
+    """The data set and the bundles that were trained on it.
+
+    Raises:
+        ConfigError: They were not, or do not tell the same classes apart, or in photos of other sizes.
+        LeakError: The data set has leaks, and that was not allowed.
+    """
+    dataset = open_dataset(settings.data)
+    check_no_leaks(dataset, settings.allow_leaks)
+    members = [load_bundle(uri) for uri in settings.bundles]
+    _check_members(members, dataset)
+    return dataset, members
 
 
 def _gain(member: Bundle, rows: pd.DataFrame, positive: npt.NDArray[np.bool_], lesions: npt.NDArray[np.str_]) -> Estimate | None:
@@ -153,7 +163,8 @@ def _check_members(members: list[Bundle], dataset: PreparedDataset) -> None:
             first.preprocessing,
             first.takes_clinical,
         ):
-            raise ConfigError(f"bundles {first.uri} and {member.uri} differ in classes, size or input")
+            sizes = " and ".join(str(each.preprocessing.image_size_px) for each in (first, member))
+            raise ConfigError(f"bundles {first.uri} and {member.uri} differ in classes, size ({sizes} pixels) or input")
 
 
 def _validated(bundle: Bundle, dataset: PreparedDataset, settings: EnsembleSettings) -> pd.DataFrame:

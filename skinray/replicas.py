@@ -20,6 +20,9 @@ class Replicas:
     """
 
     def __init__(self, rank: int, num_workers: int, gpus: int) -> None:
+        if not gpus:
+            # Ray leaves all of the machine's visible to a process that has been given none, and the strategy takes all it sees.
+            tf.config.set_visible_devices([], "GPU")
         implementation = tf.distribute.experimental.CommunicationImplementation
         # Without timeout_seconds: TensorFlow 2.21 keeps a sleeping thread for every collective until its timeout has passed,
         # and BatchNorm alone makes over a hundred collectives a step. At 600 s, MobileNet's workers held 10,000 threads after
@@ -61,7 +64,7 @@ class Replicas:
 
 
 def fastest_precision(cpu_flags: str | None = None) -> Precision:
-    """What `precision: auto` means on this machine.
+    """What `precision: auto` means for this process, on this machine.
 
     Args:
         cpu_flags: The processor's flags; none: this machine's.
@@ -70,7 +73,7 @@ def fastest_precision(cpu_flags: str | None = None) -> Precision:
         On GPUs bfloat16 from compute capability 8.0 (Ampere) on, float16 from 7.0 (Volta's tensor cores) on; on CPUs bfloat16
         where there is arithmetic for it: without, it is slower than float32. float32 otherwise.
     """
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     if gpus:
         capability = min(tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus)
         return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"

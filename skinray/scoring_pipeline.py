@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from skinray import storage
 from skinray.block_files import BlockResult, finished_block, finished_blocks, merge_blocks, write_block
 from skinray.bundle import Bundle, load_bundle
-from skinray.classifier import Classifier, Precision, use_threads
+from skinray.classifier import Classifier, Precision, compute_on_cpu, use_threads
 from skinray.clinical import encode_clinical
 from skinray.config import ClassifySettings
 from skinray.errors import ConfigError, ScoringError, StorageError
@@ -244,6 +244,7 @@ def classified_blocks(
             "model_id": bundle.model_id,
             "batch_size": settings.batch_size,
             "threads": threads,
+            "gpus": settings.gpus_per_actor,
             "run_uri": run_uri,
             "embeddings": extras.embeddings,
             "precision": settings.precision,
@@ -285,12 +286,15 @@ class _ClassifyAndWrite:
         model_id: str,
         batch_size: int,
         threads: int,
+        gpus: float,
         run_uri: str,
         embeddings: bool,
         precision: Precision,
     ) -> None:
         self.began = time.time()
         use_threads(threads)
+        if not gpus:
+            compute_on_cpu()
         bundle = load_bundle(bundle_uri)
         if bundle.model_id != model_id:
             raise ScoringError(f"bundle {bundle_uri} changed from {model_id} to {bundle.model_id} while the run was going")

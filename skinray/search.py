@@ -13,20 +13,31 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.variant_generator import generate_variants
 
 from skinray import file_listing, storage
 from skinray.errors import ConfigError, TrainingError
-from skinray.shards import open_dataset
+from skinray.shards import PreparedDataset, open_dataset
 from skinray.step_timing import SAID_EVERY_S
 from skinray.telemetry import say
-from skinray.training import absolute_weights, run_identity, train, with_absolute_paths
+from skinray.training import (
+    absolute_weights,
+    check_can_start,
+    initial_weights_of,
+    run_identity,
+    train,
+    with_absolute_paths,
+)
 from skinray.training_config import SearchSettings, TrainSettings, with_changes
 from skinray.training_log import read_history
+from skinray.worker_group import reason_of
 
 RESULTS_NAME = "search.json"
 _METRIC = "validation_auc"
@@ -40,7 +51,7 @@ class SearchResult:
         bundle_uri: The best trial's bundle.
         model_id: Its id.
         best: Its settings that were drawn.
-        trials: Every trial: name, what was drawn, best validation ROC-AUC, epochs done; best first.
+        trials: Every trial: name, what was drawn, best validation ROC-AUC, epochs done, why it failed; best first.
     """
 
     bundle_uri: str
@@ -59,8 +70,7 @@ def search(settings: SearchSettings) -> SearchResult:
     """
     settings = with_absolute_paths(settings)
     dataset = open_dataset(settings.data)
-    space = {name: parse_draw(name, text) for name, text in settings.space.items()}
-    _check_space(settings, space)
+    space = parse_space(settings)
     identity = run_identity(settings, dataset) | {"space": settings.space, "trials": settings.trials}
     manifest_uri = storage.join(settings.output, storage.MANIFEST_NAME)
     if storage.exists(manifest_uri):
@@ -68,6 +78,7 @@ def search(settings: SearchSettings) -> SearchResult:
         if manifest.get("identity") == json.loads(json.dumps(identity)):
             say(f"search: {settings.output} is finished already; nothing to do")
             return SearchResult(**{name: manifest[name] for name in SearchResult.__dataclass_fields__})
+    _check_trials(settings, dataset, space)
     storage.claim_folder(settings.output, "search", identity, keep=True)
     trials = _run_trials(settings, space)
     best = next((trial for trial in trials if trial["finished"]), None)
@@ -82,6 +93,47 @@ def search(settings: SearchSettings) -> SearchResult:
     manifest = {"kind": "skinray-search", "schema_version": 1, "identity": identity, **found.__dict__}
     storage.publish_folder(storage.normalize(settings.output), manifest)
     return found
+
+
+def parse_space(settings: SearchSettings) -> dict[str, Any]:
+    """What Ray Tune draws from: setting -> distribution.
+
+    Raises:
+        ConfigError: The space names a setting that is none, or values that it cannot have, or a trial's do not go together.
+    """
+    space = {name: parse_draw(name, text) for name, text in settings.space.items()}
+    _check_space(settings, space)
+    for drawn in draws(settings, space):
+        try:
+            trial_settings(settings, drawn)
+        except ValueError as error:
+            raise ConfigError(f"space: a trial would have {in_words(drawn)}, which cannot be: {_without_types(error)}") from error
+    return space
+
+
+def draws(settings: SearchSettings, space: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the trials will be given, in their order: it follows from the seed."""
+    generator = np.random.default_rng(settings.seed)
+    return [
+        variant["config"]
+        for _ in range(settings.trials)
+        for _, variant in generate_variants({"config": space}, random_state=generator)
+    ]
+
+
+def _check_trials(settings: SearchSettings, dataset: PreparedDataset, space: dict[str, Any]) -> None:
+    """Refuses before the output is claimed what `train` would refuse in a trial."""
+    built = set()
+    for drawn in draws(settings, space):
+        chosen = trial_settings(settings, drawn)
+        check_can_start(chosen, dataset, [chosen.fold])
+        model = chosen.model
+        network = (
+            model.name, model.weights, model.mobilenet_alpha, chosen.preprocessing.image_size_px, chosen.transfer.from_layer
+        )  # fmt: skip
+        if network not in built:
+            initial_weights_of(chosen, dataset)
+            built.add(network)
 
 
 def parse_draw(name: str, text: str) -> Any:
@@ -131,8 +183,12 @@ def _check_space(settings: SearchSettings, space: dict[str, Any]) -> None:
             try:
                 with_changes(settings, {name: value})
             except ValueError as error:
-                reason = " ".join(str(error).split("[type=")[0].split())
-                raise ConfigError(f"space.{name}: {value!r} cannot be set: {reason}") from error
+                raise ConfigError(f"space.{name}: {value!r} cannot be set: {_without_types(error)}") from error
+
+
+def _without_types(error: ValueError) -> str:
+    """One line of what pydantic says."""
+    return " ".join(str(error).split("[type=")[0].split())
 
 
 def _run_trials(settings: SearchSettings, space: dict[str, Any]) -> list[dict[str, Any]]:
@@ -162,11 +218,16 @@ def _run_trials(settings: SearchSettings, space: dict[str, Any]) -> list[dict[st
             storage_filesystem=storage.arrow_filesystem(settings.output),
             verbose=0,
             callbacks=[TrialTeller(settings)],
+            failure_config=ray.tune.FailureConfig(max_failures=settings.max_failures),
         ),
     )
     rows = []
-    results = tuner.fit()
-    for result in (results[number] for number in range(len(results))):
+    found = tuner.fit()
+    results = [found[number] for number in range(len(found))]
+    done = [bool((result.metrics or {}).get("done")) for result in results]
+    if sum(done) + found.num_errors < settings.trials:
+        raise KeyboardInterrupt  # Tune takes a signal for a wish to end early, and returns what there is
+    for result, is_done in zip(results, done, strict=True):
         metrics, drawn = result.metrics or {}, dict(result.config or {})
         rows.append(
             {
@@ -175,6 +236,7 @@ def _run_trials(settings: SearchSettings, space: dict[str, Any]) -> list[dict[st
                 "validation_auc": metrics.get("best_auc"),
                 "epochs": metrics.get("epoch", 0),
                 "finished": bool(metrics.get("finished", False)),
+                "error": None if is_done else reason_of(result.error),
             }
         )
     return sorted(rows, key=lambda row: -(row["validation_auc"] or 0.0))
@@ -211,9 +273,7 @@ class TrialTeller(ray.tune.Callback):
 
     def on_trial_start(self, *_: Any, **told: Any) -> None:
         """Says what was drawn."""
-        trial = told["trial"]
-        self._names.setdefault(trial.trial_id, f"search: trial {len(self._names) + 1} of {self._trials}")
-        say(f"{self._names[trial.trial_id]}: {in_words(trial.config)}")
+        say(f"{self._name(told['trial'])}: {in_words(told['trial'].config)}")
 
     def on_trial_result(self, *_: Any, **told: Any) -> None:
         """Says how far it is, when the last such line is old enough."""
@@ -221,7 +281,7 @@ class TrialTeller(ray.tune.Callback):
         if not result["finished"] and self._clock() - self._said >= SAID_EVERY_S:
             self._said = self._clock()
             epoch = f"epoch {result['epoch']} of {self._epochs}"
-            say(f"{self._names[told['trial'].trial_id]}: {epoch}, validation ROC-AUC {result[_METRIC]:.4f}")
+            say(f"{self._name(told['trial'])}: {epoch}, validation ROC-AUC {result[_METRIC]:.4f}")
 
     def on_trial_complete(self, *_: Any, **told: Any) -> None:
         """Says how it ended."""
@@ -229,13 +289,23 @@ class TrialTeller(ray.tune.Callback):
         if not last.get("done"):
             return  # the whole search was interrupted
         how = "finished" if last["finished"] else "stopped, poorer than half of the others so far"
-        say(f"{self._names[trial.trial_id]}: {how}; best validation ROC-AUC {last['best_auc']:.4f} of {last['epoch']} epochs")
+        say(f"{self._name(trial)}: {how}; best validation ROC-AUC {last['best_auc']:.4f} of {last['epoch']} epochs")
+
+    def on_trial_recover(self, *_: Any, **told: Any) -> None:
+        """Says why it is begun again, from its last checkpoint."""
+        say(f"{self._name(told['trial'])}: failed, goes on from its checkpoint: {_failure_of(told['trial'])}")
 
     def on_trial_error(self, *_: Any, **told: Any) -> None:
         """Says why it failed."""
-        trial = told["trial"]
-        reason = str(trial.get_error()).strip().splitlines()[-1]
-        say(f"{self._names[trial.trial_id]}: failed: {reason}")
+        say(f"{self._name(told['trial'])}: failed: {_failure_of(told['trial'])}")
+
+    def _name(self, trial: Any) -> str:
+        return self._names.setdefault(trial.trial_id, f"search: trial {len(self._names) + 1} of {self._trials}")
+
+
+def _failure_of(trial: Any) -> str:
+    # Not trial.get_error(), which looks where the file will have been copied to a little later.
+    return reason_of(Path(trial.error_file).read_text())
 
 
 def in_words(drawn: dict[str, Any]) -> str:

@@ -188,6 +188,7 @@ def set_library_defaults() -> None:
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # a GPU is shared by training, scoring and serving
         "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",  # it asks the dashboard, which local runs have not
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late, of 2 s by default, a run's end is noticed
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # with it, Ctrl-C would end a search as if it were finished
         "KERAS_BACKEND": "tensorflow",
     }
     if "RAY_ADDRESS" not in os.environ:

@@ -23,7 +23,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from skinray import storage
-from skinray.checkpoints import Progress, load_checkpoint, newest_checkpoint
+from skinray.checkpoints import Progress, drop_unusable_notes, load_checkpoint, newest_checkpoint
 from skinray.division import divide
 from skinray.errors import TrainingError
 from skinray.firewall import check_no_leaks
@@ -33,7 +33,7 @@ from skinray.telemetry import say
 from skinray.training_config import CHECKPOINTS, STEERING, TrainSettings
 from skinray.training_export import divergence_in_words, export_bundle
 from skinray.training_log import TrainingLog, read_history
-from skinray.worker_group import check_room, run_workers
+from skinray.worker_group import check_room, run_workers, survived
 
 AnyTrainSettings = TypeVar("AnyTrainSettings", bound=TrainSettings)
 
@@ -93,10 +93,8 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
         say(f"train: {settings.output} is finished already; nothing to do")
         return finished
     dataset = open_dataset(settings.data)
-    check_no_leaks(dataset, settings.allow_leaks)
-    divide(dataset, settings, [settings.fold])
-    check_room(settings.num_workers, settings.cpus_per_worker, settings.gpus_per_worker)
-    initial_weights = _initial_weights(settings, len(dataset.manifest.classes))
+    check_can_start(settings, dataset, [settings.fold])
+    initial_weights = initial_weights_of(settings, dataset)
     photos = gather_photos(dataset, ("train", "validation"), settings.preprocessing, settings.cache)
     rows = _rows_of(photos, settings.fold)
     storage.claim_folder(settings.output, "training", run_identity(settings, dataset), keep=True)
@@ -108,16 +106,35 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
                 on_epoch(record)
 
         _fit(settings, dataset, photos, rows, initial_weights, take)
-    newest = newest_checkpoint(settings.checkpoints_uri)
-    if newest is None:
-        raise TrainingError(f"{settings.output}: training ended without a checkpoint")
-    progress, arrays = load_checkpoint(storage.join(settings.checkpoints_uri, newest))
-    _check_learnt(progress)
+        newest = newest_checkpoint(settings.checkpoints_uri)
+        if newest is None:
+            raise TrainingError(f"{settings.output}: training ended without a checkpoint")
+        progress, arrays = load_checkpoint(storage.join(settings.checkpoints_uri, newest))
+        log.complete(progress.history)
+        _check_learnt(progress)
     exported = export_bundle(settings, dataset, photos, rows.validation, progress, arrays["best"], arrays["best_logits"][0])
     trained = TrainedModel(*exported, progress.best_epoch, progress.best_auc, progress.history)
     manifest = {"kind": "skinray-training", "schema_version": 1, "identity": run_identity(settings, dataset), **trained.__dict__}
     storage.publish_folder(storage.normalize(settings.output), manifest)
     return trained
+
+
+def check_can_start(settings: TrainSettings, dataset: PreparedDataset, folds: Sequence[int | None]) -> None:
+    """What can be told of a run before its photos are decoded, its network is built and its output is claimed.
+
+    Args:
+        settings: Of the run.
+        dataset: What it is to be trained on.
+        folds: The fold that it validates on, or those that several runs do; None: the validation split.
+
+    Raises:
+        DatasetError: Too few photos for one step, or none of some class to learn from or to validate on.
+        LeakError: The data set has leaks, and they were not allowed.
+        ConfigError: The data set has no such fold, or the cluster no room for the workers.
+    """
+    check_no_leaks(dataset, settings.allow_leaks)
+    divide(dataset, settings, folds)
+    check_room(settings.num_workers, settings.cpus_per_worker, settings.gpus_per_worker)
 
 
 def with_absolute_paths(settings: AnyTrainSettings) -> AnyTrainSettings:
@@ -156,7 +173,7 @@ def _finished(settings: TrainSettings) -> TrainedModel | None:
     return TrainedModel(**{name: manifest[name] for name in TrainedModel.__dataclass_fields__})
 
 
-def _initial_weights(settings: TrainSettings, num_classes: int) -> list[npt.NDArray[Any]]:
+def initial_weights_of(settings: TrainSettings, dataset: PreparedDataset) -> list[npt.NDArray[Any]]:
     """Random weights with the backbone's pretrained ones in place; made once, so that every worker starts alike.
 
     Raises:
@@ -167,7 +184,7 @@ def _initial_weights(settings: TrainSettings, num_classes: int) -> list[npt.NDAr
     from skinray.model import build_model, load_backbone_weights, set_trainable
 
     keras.utils.set_random_seed(settings.seed)
-    model = build_model(settings.model, settings.preprocessing.image_size_px, num_classes)
+    model = build_model(settings.model, settings.preprocessing.image_size_px, len(dataset.manifest.classes))
     load_backbone_weights(model, settings.model)
     weights: list[npt.NDArray[Any]] = model.get_weights()
     # The workers do this; here it fails before photos are decoded and the output is claimed.
@@ -213,29 +230,19 @@ def _fit(
         f"train: {settings.model.name}, {len(rows.train):,} photos, {settings.num_workers} workers, {settings.epochs} epochs "
         f"of {plan.steps_per_epoch} steps of {settings.global_batch_size}, learning rate {rates}"
     )
-    scaling = ray.train.ScalingConfig(
-        num_workers=settings.num_workers,
-        use_gpu=settings.gpus_per_worker > 0,
-        resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker},
-    )
     run = ray.train.RunConfig(
         name=CHECKPOINTS,
         storage_path=storage.path_of(settings.output),
         storage_filesystem=storage.arrow_filesystem(settings.output),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+        failure_config=survived(settings.max_failures),
     )
+    drop_unusable_notes(settings.checkpoints_uri)
     with _taken(report, take):
         try:
-            run_workers(train_worker, {"plan": plan}, scaling, run)
-        except ray.train.TrainingFailedError as error:
-            raise TrainingError(_reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    """The last line of the first worker's traceback: the exception itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(" ")]
-    return f"training failed: {lines[-1] if lines else type(error).__name__}; the same command goes on from the last checkpoint"
+            run_workers(train_worker, {"plan": plan}, settings, run)
+        except TrainingError as error:
+            raise TrainingError(f"{error}; the same command goes on from the last checkpoint") from error
 
 
 @contextmanager

@@ -16,8 +16,8 @@ class ModelSettings(Settings):
     """Network: resnet50, vgg16, mobilenet, cnn_sequential or cnn_functional."""
     weights: str | None = None
     """Backbone weights: none, imagenet (downloaded by Keras), or a local or s3:// .weights.h5 file."""
-    mobilenet_alpha: float = Field(1.0, gt=0, le=1)
-    """Width multiplier of MobileNet; ImageNet weights exist for 0.25, 0.5, 0.75 and 1.0."""
+    mobilenet_alpha: float = Field(1.0, ge=1 / 32, le=1)
+    """Width multiplier of MobileNet, from 1/32; ImageNet weights exist for 0.25, 0.5, 0.75 and 1.0."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Share of the features dropped before the last layer while training."""
     clinical_input: bool = False
@@ -134,14 +134,15 @@ class TrainSettings(VerbSettings):
     cache: Literal["auto", "memory", "none"] = "auto"
     """Decoded photos: memory (decoded once, kept in Ray's object store), none (decoded again for every epoch), or auto: memory
     where they fit."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     """Seed of weights, order, augmentation and dropout."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """Least time between two checkpoints within an epoch; there is always one at its end."""
     checkpoint_steps: int | None = Field(None, ge=1)
     """Steps between two checkpoints within an epoch, instead of checkpoint_minutes."""
     max_failures: int = Field(2, ge=0)
-    """How often a lost worker is replaced, from the last checkpoint, before the run is given up."""
+    """How often a lost worker is replaced, or a search's lost trial tried again, from the last checkpoint, before it is given
+    up."""
     collective_timeout_s: int = Field(600, ge=10)
     """Seconds after which waiting for a lost peer becomes an error instead of a hang."""
     tensorboard: bool = True
@@ -167,6 +168,13 @@ class TrainSettings(VerbSettings):
         replicas = self.num_workers * max(1, self.gpus_per_worker)
         if self.global_batch_size % replicas:
             raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of {replicas} replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _photos_are_large_enough(self) -> "TrainSettings":
+        size = self.preprocessing.image_size_px
+        if self.model.has_backbone and size < 32:
+            raise ValueError(f"preprocessing.image_size_px {size}: {self.model.name} takes photos of at least 32 pixels")
         return self
 
     @model_validator(mode="after")
@@ -201,7 +209,7 @@ def with_changes(settings: TrainSettings, changes: dict[str, Any]) -> TrainSetti
         changes: Dotted names, as on the command line ("model.dropout"), -> values.
 
     Raises:
-        pydantic.ValidationError: A name is unknown or a value out of range.
+        ValueError: A name is unknown or a value out of range.
     """
     content = settings.model_dump(include=set(TrainSettings.model_fields))
     for name, value in changes.items():
@@ -209,6 +217,8 @@ def with_changes(settings: TrainSettings, changes: dict[str, Any]) -> TrainSetti
         place = content
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"{name}: {parent} is one setting and has none below it")
         place[last] = value
     return TrainSettings.model_validate(content)
 
@@ -267,7 +277,7 @@ class VerifySettings(VerbSettings):
     """What to compute in, one after the other: float64 decides; float32 shows what rounding does."""
     tolerance: float = Field(1e-5, gt=0)
     """Largest difference of a weight or a BatchNorm statistic that passes."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     """Seed of photos, weights, order, augmentation and dropout."""
 
     @model_validator(mode="after")

@@ -87,11 +87,24 @@ class TrainingLog:
                 self._epoch_seconds.setdefault(record.get("phase"), []).append(record["epoch_s"])
             say(epoch_line(record, self._remaining_s(record)))
             self.history = with_record(self.history, record)
-            lines = "".join(json.dumps(_as_json(epoch)) + "\n" for epoch in self.history)
-            storage.write_bytes(storage.join(self._output, HISTORY), lines.encode())
+            self._write_history()
             for dispensable, sink in self._sinks:
                 with dispensable:
                     sink.write(record)
+
+    def complete(self, history: Sequence[Record]) -> None:
+        """Takes the history that the run itself has kept: a kill may have come between an epoch's checkpoint and its record.
+
+        Raises:
+            StorageError: history.jsonl cannot be written.
+        """
+        with self._lock:
+            self.history = list(history)
+            self._write_history()
+
+    def _write_history(self) -> None:
+        lines = "".join(json.dumps(_as_json(epoch)) + "\n" for epoch in self.history)
+        storage.write_bytes(storage.join(self._output, HISTORY), lines.encode())
 
     def close(self, failed: bool = False) -> None:
         """Writes what is written at the end, and closes everything.

@@ -186,10 +186,9 @@ def _search(settings: SearchSettings) -> int:
 
 
 def _search_dry(settings: SearchSettings) -> list[str]:
-    from skinray.search import parse_draw
+    from skinray.search import parse_space
 
-    for name, text in settings.space.items():
-        parse_draw(name, text)
+    parse_space(settings)
     space = "; ".join(f"{name}: {text}" for name, text in settings.space.items())
     return [f"{settings.trials} trials over {space}, each:", *_train_dry(settings)]
 
@@ -252,12 +251,11 @@ def _ensemble(settings: EnsembleSettings) -> int:
 
 
 def _ensemble_dry(settings: EnsembleSettings) -> list[str]:
-    from skinray.bundle import load_bundle
-    from skinray.shards import open_dataset
+    from skinray.ensembling import open_members
 
-    members = ", ".join(load_bundle(uri).model_id for uri in settings.bundles)
-    photos = open_dataset(settings.data).rows("validation")
-    return [f"the mean of {members}, thresholds from {photos:,} validation photos, to {settings.output}"]
+    dataset, members = open_members(settings)
+    names = ", ".join(member.model_id for member in members)
+    return [f"the mean of {names}, thresholds from {dataset.rows('validation'):,} validation photos, to {settings.output}"]
 
 
 def _compare(settings: CompareSettings) -> int:

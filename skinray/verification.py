@@ -6,6 +6,7 @@ rank. It is done twice: in float64, where only an error of the method could make
 float32, whose rounding differs with the order of a sum and grows from step to step, for information.
 """
 
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ import ray
 import ray.train
 from ray.util.queue import Queue
 
+from skinray.feed import epoch_order
 from skinray.telemetry import say
 from skinray.training_config import AugmentationSettings, ModelSettings, TrainSettings, VerifySettings
-from skinray.worker_group import check_room, run_workers
+from skinray.worker_group import check_room, run_workers, survived
 
 _IMAGE_SIZE_PX = 48
 _LEARNING_RATE = 0.01
@@ -64,6 +66,7 @@ def verify_distributed(settings: VerifySettings) -> list[Agreement]:
 
     Raises:
         ConfigError: The cluster has no room for so many.
+        TrainingError: A worker was lost.
     """
     check_room(max(settings.num_workers), settings.cpus_per_worker, settings.gpus_per_worker)
     found = []
@@ -139,12 +142,8 @@ def _train(settings: VerifySettings, num_workers: int, precision: VerifiedPrecis
         run_workers(
             _verify_worker,
             {"settings": run, "steps": settings.steps, "report": report},
-            ray.train.ScalingConfig(
-                num_workers=num_workers,
-                use_gpu=settings.gpus_per_worker > 0,
-                resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker},
-            ),
-            ray.train.RunConfig(name="verify", storage_path=folder),
+            run,
+            ray.train.RunConfig(name="verify", storage_path=folder, failure_config=survived(0)),
         )
     outcomes = [report.get(timeout=60) for _ in range(num_workers)]
     report.shutdown()
@@ -161,7 +160,7 @@ def _verify_worker(config: dict[str, Any]) -> None:
     import tensorflow as tf
 
     from skinray.clinical import CLINICAL_WIDTH
-    from skinray.feed import epoch_order, worker_batches
+    from skinray.feed import worker_batches
     from skinray.model import build_model
     from skinray.normalization import synchronized
     from skinray.optimization import build_optimizer, phases, sum_over_replicas
@@ -179,12 +178,9 @@ def _verify_worker(config: dict[str, Any]) -> None:
         optimizer.build(model.trainable_variables)
     step = build_train_step(replicas, model, optimizer, settings, class_weight=(0.7, 1.8))
     photos, labels = _photos(settings.seed)
-    orders = [epoch_order([np.arange(_PHOTOS)], settings.seed, epoch) for epoch in range(config["steps"])]
-    order = np.concatenate(orders)[: config["steps"] * settings.global_batch_size]
+    order = _order(config["steps"] * settings.global_batch_size, settings.seed)
     seconds = []
-    for number, rows in enumerate(
-        worker_batches(order, settings.global_batch_size, rank, num_workers, 0, len(order) // settings.global_batch_size)
-    ):
+    for number, rows in enumerate(worker_batches(order, settings.global_batch_size, rank, num_workers, 0, config["steps"])):
         started = time.monotonic()
         loss, _ = step(Batch(photos[rows], np.zeros((len(rows), CLINICAL_WIDTH), np.float32), labels[rows]), number)
         loss.numpy()
@@ -204,6 +200,12 @@ def _verify_worker(config: dict[str, Any]) -> None:
     outcome = _Outcome(rank, weights, float(np.median(seconds[1:] or seconds)), float(np.median(reductions[1:])))
     config["report"].put(outcome, timeout=60)
     ray.train.report({})
+
+
+def _order(rows: int, seed: int) -> npt.NDArray[np.int64]:
+    """The photos of so many places in a row, int64 [rows]: epoch after epoch, each in an order of its own."""
+    epochs = math.ceil(rows / _PHOTOS)
+    return np.concatenate([epoch_order([np.arange(_PHOTOS)], seed, epoch) for epoch in range(epochs)])[:rows]
 
 
 def _photos(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:

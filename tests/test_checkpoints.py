@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skinray import storage
-from skinray.checkpoints import Progress, checkpoint_name, load_checkpoint, newest_checkpoint, save_checkpoint
+from skinray.checkpoints import (
+    Progress,
+    checkpoint_name,
+    drop_unusable_notes,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from skinray.errors import StorageError
 
 
 def after(aucs: list[float]) -> Progress:
@@ -90,6 +98,36 @@ def test_a_run_without_a_whole_checkpoint_has_none(tmp_path: Path) -> None:
     assert newest_checkpoint(str(tmp_path / "nowhere")) is None
     cut_arrays(stored(tmp_path, Progress(0, 5)))
     assert newest_checkpoint(str(tmp_path)) is None
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(tmp_path: Path) -> None:
+    stored(tmp_path, Progress(1, 0))
+    state = stored(tmp_path, Progress(2, 0)) / "state.json"
+    state.unlink()
+    state.mkdir()  # there, and whoever reads it gets an OSError
+    with pytest.raises(StorageError, match=r"checkpoint_000002_000000000/state\.json"):
+        newest_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("notes", "usable"),
+    [
+        ('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_000001_000000000", "metrics": {}}]}', True),
+        ('{"checkpoint_results": []}', True),
+        ('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_000000_000000005", "metrics": {}}]}', False),
+        ('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_00', False),
+        ("", False),
+        ("[]", False),
+    ],
+)
+def test_notes_that_ray_train_could_not_start_with_are_removed(notes: str, usable: bool, tmp_path: Path) -> None:
+    kept = stored(tmp_path, Progress(1, 0))
+    noted = tmp_path / "checkpoint_manager_snapshot.json"
+    noted.write_text(notes)
+    drop_unusable_notes(str(tmp_path))
+    assert noted.exists() == usable
+    assert newest_checkpoint(str(tmp_path)) == kept.name
+    drop_unusable_notes(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.s3

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from skinray.bundle import load_bundle
 from skinray.classifier import Classifier
 from skinray.config import PrepareSettings
 from skinray.cross_validation import RESULTS_NAME, CrossValidation, cross_validate, mean_interval
-from skinray.errors import DatasetError
+from skinray.errors import DatasetError, SkinrayError
 from skinray.preparation import prepare_dataset
 from skinray.shards import PreparedDataset, read_photos
 from skinray.training_config import CrossValidateSettings
@@ -96,6 +97,24 @@ def test_all_folds_are_checked_before_the_first_is_trained(
     monkeypatch.setattr("skinray.cross_validation.train", lambda _: pytest.fail("a fold was trained"))
     with pytest.raises(DatasetError, match=r"fold 4 of .* has no malignant photo to validate on"):
         cross_validate(CrossValidateSettings(**toy_settings(prepared.uri, tmp_path / "run").model_dump()))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_workers": 64, "global_batch_size": 64}, "has room for"),
+        ({"model": {"name": "mobilenet", "weights": "/nowhere/x.weights.h5"}}, "/nowhere/x"),
+        ({"model": {"name": "mobilenet", "mobilenet_alpha": 0.25}, "transfer": {"from_layer": "conv_pw_14"}}, "conv_pw_13"),
+    ],
+)
+def test_what_no_fold_could_be_trained_with_is_refused_before_the_output_is_claimed(
+    changes: dict[str, Any], words: str, prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    toy = toy_settings(prepared.uri, tmp_path / "run").model_dump()
+    with pytest.raises(SkinrayError, match=words):
+        cross_validate(CrossValidateSettings(**{**toy, **changes}))
     assert not (tmp_path / "run").exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from skinray.bundle import load_bundle, save_bundle
 from skinray.classifier import Classifier
+from skinray.cli import main
 from skinray.config import EnsembleSettings
 from skinray.ensembling import Ensembled, make_ensemble
 from skinray.errors import ConfigError
@@ -70,7 +71,7 @@ def test_it_names_the_networks_of_all_its_members(trained: TrainedModel, prepare
 
 
 def test_members_that_do_not_belong_together_are_refused(
-    trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path
+    trained: TrainedModel, prepared: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {**load_bundle(trained.bundle_uri).metadata["training_settings"], "fold": 1}
     for uri, words in (
@@ -80,6 +81,9 @@ def test_members_that_do_not_belong_together_are_refused(
         settings = EnsembleSettings(bundles=(trained.bundle_uri, uri), data=prepared.uri, output=str(tmp_path / "run"))
         with pytest.raises(ConfigError, match=words):
             make_ensemble(settings)
+        flags = ["--bundles", trained.bundle_uri, uri, "--data", prepared.uri, "--output", str(tmp_path / "run")]
+        assert main(["ensemble", *flags, "--dry-run"]) == 2
+        assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="no ensemble"):
         EnsembleSettings(bundles=(trained.bundle_uri,), data=prepared.uri, output=str(tmp_path / "run"))

@@ -205,6 +205,10 @@ def test_a_folder_as_file_is_refused(tmp_path: Path) -> None:
         pytest.param(("--preprocessing.image-size-px", "8"), ("image_size_px", "not 8"), id="small photo"),
         pytest.param(("--optimizer", "rmsprop"), ("--optimizer", "'rmsprop'", "adamw, adam, sgd"), id="not a choice"),
         pytest.param(("--preprocessing.version", "2"), ("--preprocessing.version", "'2'"), id="not a numeric choice"),
+        pytest.param(("--model.name", "vgg16", "--preprocessing.image-size-px", "31"), ("31", "at least 32"), id="small for it"),
+        pytest.param(("--model.mobilenet-alpha", "0.03"), ("mobilenet_alpha", "0.03"), id="no channel left"),
+        pytest.param(("--seed", "-1"), ("seed", "not -1"), id="negative seed"),
+        pytest.param(("--seed", str(2**31)), ("seed", str(2**31)), id="large seed"),
         pytest.param(("--class-weights", "maybe"), ("maybe",), id="a value for a switch"),
     ],
 )

@@ -1,8 +1,24 @@
-"""What `precision: auto` means, by the machine."""
+"""Which devices a worker computes on, and what `precision: auto` means there."""
 
 import pytest
 
-from skinray.replicas import dtype_policy, fastest_precision
+from skinray.replicas import Replicas, dtype_policy, fastest_precision
+
+
+@pytest.mark.parametrize(("gpus", "done"), [(0, ["GPUs hidden", "strategy"]), (1, ["strategy"])])
+def test_a_worker_without_gpus_sees_none_of_the_machines(gpus: int, done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+
+    calls: list[str] = []
+
+    def hide(devices: list[object], kind: str) -> None:
+        assert (devices, kind) == ([], "GPU")
+        calls.append("GPUs hidden")
+
+    monkeypatch.setattr(tf.config, "set_visible_devices", hide)
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda **_: calls.append("strategy"))
+    Replicas(0, 1, gpus)
+    assert calls == done
 
 
 @pytest.mark.parametrize(
@@ -27,7 +43,7 @@ def test_gpus_compute_in_what_the_oldest_of_them_has(
 ) -> None:
     import tensorflow as tf
 
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: gpus)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda _: gpus)
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
     assert fastest_precision() == precision
 

@@ -6,16 +6,29 @@ import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.tune.schedulers import FIFOScheduler
 
 from skinray import storage
 from skinray.bundle import load_bundle
-from skinray.errors import ConfigError
-from skinray.search import RESULTS_NAME, SearchResult, TrialTeller, build_scheduler, parse_draw, search, trial_name
+from skinray.errors import ConfigError, SkinrayError
+from skinray.search import (
+    RESULTS_NAME,
+    SearchResult,
+    TrialTeller,
+    _run_trials,
+    build_scheduler,
+    draws,
+    parse_draw,
+    parse_space,
+    search,
+    trial_name,
+)
 from skinray.shards import PreparedDataset
 from skinray.training_config import SearchSettings
+from skinray.verbs import VERBS
 from tests.conftest import toy_settings
 
 
@@ -38,7 +51,11 @@ def found(prepared: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -
 def test_every_trial_is_told_and_the_best_is_kept(found: SearchResult) -> None:
     run = Path(found.bundle_uri).parent
     assert json.loads((run / RESULTS_NAME).read_text()) == found.trials
-    assert len(found.trials) == len({trial["name"] for trial in found.trials}) == 2
+    assert len(found.trials) == 2
+    asked = settings("d", Path("o"))
+    foreseen = [trial_name(drawn) for drawn in draws(asked, parse_space(asked))]
+    assert sorted(foreseen) == sorted(trial["name"] for trial in found.trials)
+    assert [trial["error"] for trial in found.trials] == [None, None]
     aucs = [trial["validation_auc"] for trial in found.trials]
     assert aucs == sorted(aucs, reverse=True)
     best = next(trial for trial in found.trials if trial["finished"])
@@ -101,10 +118,12 @@ def test_the_poorer_half_is_stopped_but_not_at_the_end() -> None:
     assert isinstance(build_scheduler(settings("d", Path("o"), epochs=2, grace_epochs=2)), FIFOScheduler)
 
 
-def test_what_trials_do_is_said_and_not_too_often(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_trials_do_is_said_and_not_too_often(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     teller = TrialTeller(settings("d", Path("o"), trials=12), clock=lambda: now[0])
-    trial = SimpleNamespace(trial_id="a", config={"learning_rate": 0.00123456}, get_error=lambda: "Traceback\n\nValueError: x\n")
+    error_file = tmp_path / "error.txt"
+    error_file.write_text("Failure # 1\nTraceback\n  File\n\nValueError: x\n")
+    trial = SimpleNamespace(trial_id="a", config={"learning_rate": 0.00123456}, error_file=str(error_file))
     teller.on_trial_start(trial=trial)
     for epoch in range(1, 5):
         now[0] += 6
@@ -114,12 +133,14 @@ def test_what_trials_do_is_said_and_not_too_often(capsys: pytest.CaptureFixture[
     teller.on_trial_complete(trial=trial)
     trial.last_result = result | {"done": True}
     teller.on_trial_complete(trial=trial)
+    teller.on_trial_recover(trial=trial)
     teller.on_trial_error(trial=trial)
     assert capsys.readouterr().err.splitlines() == [
         "search: trial 1 of 12: learning_rate 0.00123",
         "search: trial 1 of 12: epoch 2 of 2, validation ROC-AUC 0.5200",
         "search: trial 1 of 12: epoch 4 of 2, validation ROC-AUC 0.5400",
         "search: trial 1 of 12: stopped, poorer than half of the others so far; best validation ROC-AUC 0.6000 of 4 epochs",
+        "search: trial 1 of 12: failed, goes on from its checkpoint: ValueError: x",
         "search: trial 1 of 12: failed: ValueError: x",
     ]
 
@@ -151,14 +172,74 @@ def test_a_draw_that_is_none_is_refused(name: str, text: str) -> None:
         ({"balance": "choice none all"}, "balance.*'all'"),
         ({"num_workers": "choice 1 3"}, "num_workers.*3"),
         ({"epochs": "int 5 20"}, "epochs.*equally many"),
+        ({"seed.of": "int 1 5"}, "seed.of.*seed is one setting"),
+        ({"num_workers": "choice 1 2", "global_batch_size": "int 16 64"}, "not a multiple of 2"),
+        ({"num_workers": "choice 16"}, "16 workers .* has room for 4"),
+        ({"model.weights": "choice /nowhere/x.weights.h5", "model.name": "choice mobilenet"}, "/nowhere/x"),
     ],
 )
 def test_a_space_that_no_trial_could_have_is_refused_before_the_first(
     space: dict[str, str], words: str, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=words):
-        search(settings(prepared.uri, tmp_path / "run", space=space))
+    with pytest.raises(SkinrayError, match=words):
+        search(settings(prepared.uri, tmp_path / "run", space=space, trials=4))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("space", [{"learning_rat": "log 1e-4 1e-2"}, {"num_workers": "choice 3"}])
+def test_a_dry_run_checks_the_space(space: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="space"):
+        VERBS["search"].dry_run(settings("d", tmp_path / "run", space=space))
+
+
+class Tuned:
+    """In place of Ray Tune: trials that ended as they are told to."""
+
+    def __init__(self, *ends: SimpleNamespace) -> None:
+        self.ends = ends
+        self.num_errors = sum(end.error is not None for end in ends)
+        self.asked: dict[str, Any] = {}
+
+    def __call__(self, *_: Any, **asked: Any) -> "Tuned":
+        self.asked = asked
+        return self
+
+    def fit(self) -> "Tuned":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> SimpleNamespace:
+        return self.ends[number]
+
+
+def ended(done: bool = True, error: Exception | None = None) -> SimpleNamespace:
+    metrics = {"best_auc": 0.7, "epoch": 2, "finished": True, "done": done}
+    return SimpleNamespace(metrics=None if error else metrics, config={"learning_rate": 0.1}, error=error)
+
+
+@pytest.mark.parametrize("ends", [[ended()], [ended(), ended(done=False)]])
+def test_a_search_that_was_interrupted_does_not_pass_for_a_finished_one(
+    ends: list[SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.tune.Tuner", Tuned(*ends))
+    asked = settings("d", tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        _run_trials(asked, parse_space(asked))
+
+
+def test_a_trial_that_was_lost_is_tried_again_and_in_the_end_has_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = Tuned(ended(error=RuntimeError("ray::trial\n  File x\nskinray.errors.TrainingError: no\n")), ended())
+    monkeypatch.setattr("ray.tune.Tuner", tuned)
+    asked = settings("d", tmp_path / "run", max_failures=3)
+    assert [(row["finished"], row["error"]) for row in _run_trials(asked, parse_space(asked))] == [
+        (True, None),
+        (False, "skinray.errors.TrainingError: no"),
+    ]
+    assert tuned.asked["run_config"].failure_config.max_failures == 3
 
 
 def test_a_trial_is_named_after_its_draw_alone() -> None:

@@ -94,10 +94,15 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
     noted["checkpoint_report_indices"].pop()
     noted["latest_checkpoint_result"] = noted["checkpoint_results"][-1]
     snapshot.write_text(json.dumps(noted))
+    # The record of an epoch, which comes after its checkpoint, had not been written.
+    history = tmp_path / "run" / "history.jsonl"
+    complete = history.read_text()
+    history.write_text(complete.splitlines(keepends=True)[0])
     marker = {"kind": "training", "settings": run_identity(with_absolute_paths(settings), prepared)}
     storage.write_json(str(tmp_path / "run" / storage.INCOMPLETE_NAME), marker)
     again = train(settings)
     assert again.history == trained.history, "no epoch was trained a second time"
+    assert history.read_text() == complete
     assert largest_difference(weights_of(again), weights_of(trained)) == 0
     assert load_bundle(again.bundle_uri).metadata["training_settings"]["data"] == prepared.uri, "found again from anywhere"
 

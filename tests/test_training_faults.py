@@ -18,7 +18,7 @@ from skinray.checkpoints import Progress, checkpoint_name, newest_checkpoint
 from skinray.shards import PreparedDataset
 from skinray.training import TrainedModel, train
 from skinray.training_config import CHECKPOINTS
-from tests.conftest import CHECKPOINT_STEPS, EPOCHS, drawing_settings
+from tests.conftest import CHECKPOINT_STEPS, EPOCHS, drawing_settings, toy_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -107,6 +107,47 @@ def test_a_killed_worker_is_replaced_and_the_same_command_goes_on_after_its_driv
     check_same(again.history, again.bundle_uri, trained_drawing)
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in history] == list(range(1, EPOCHS + 1))
+
+
+def processes_below(root: int) -> set[int]:
+    """The process ids of all that a process has started, and these in their turn."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found, waiting = set[int](), [root]
+    while waiting:
+        waiting += (below := children.get(waiting.pop(), []))
+        found.update(below)
+    return found
+
+
+def test_ctrl_c_ends_the_command_at_once_and_all_that_it_started(prepared: PreparedDataset, tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    settings = toy_settings(prepared.uri, tmp_path / "run", epochs=10_000, num_workers=1)
+    config.write_text(json.dumps(settings.recorded()))
+    command = [sys.executable, str(Path(__file__).parents[1] / "jobs" / "train.py"), "--config", str(config)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 1 "):
+            break
+    started = processes_below(process.pid)
+    assert training_workers(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "skinray: interrupted"
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{each}/cmdline").exists() for each in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [each for each in started if Path(f"/proc/{each}/cmdline").exists()]
 
 
 NODE_LOSS = """

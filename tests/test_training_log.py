@@ -209,6 +209,15 @@ def test_a_history_of_a_later_epoch_that_no_checkpoint_has_is_replaced(tmp_path:
     assert stored(str(tmp_path)) == [epoch(1), epoch(2, train_loss=0.1)]
 
 
+def test_the_history_that_the_run_kept_fills_holes_and_is_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("skinray.training_log.training_curves", lambda history, *_: drawn.extend(history) or b"")
+    with log(tmp_path, history=[epoch(1)]) as shown:
+        shown.record(epoch(3))
+        shown.complete([epoch(1), epoch(2), epoch(3)])
+    assert stored(str(tmp_path)) == drawn == [epoch(1), epoch(2), epoch(3)]
+
+
 def test_what_is_not_a_number_is_null_in_json(tmp_path: Path) -> None:
     log(tmp_path).record(epoch(1, train_auc=math.nan, train_loss=math.inf))
     line = (tmp_path / "history.jsonl").read_text()

@@ -7,7 +7,7 @@ import pytest
 
 from skinray.errors import ConfigError
 from skinray.training_config import VerifySettings
-from skinray.verification import Agreement, _compare, _Outcome, agreement_table, verify_distributed
+from skinray.verification import Agreement, _compare, _order, _Outcome, agreement_table, verify_distributed
 
 
 @pytest.mark.ray
@@ -40,6 +40,13 @@ def test_a_difference_is_seen_wherever_it_is() -> None:
     assert _compare(outcome, [changed("conv/kernel")] * 2, "float64").weights == 0.5
     assert _compare(outcome, [changed("norm/moving_mean")] * 2, "float64").statistics == 0.5
     assert _compare(outcome, [outcome, changed("norm/moving_mean")], "float64").ranks == 0.5
+
+
+@pytest.mark.parametrize("rows", [50 * 32, 50 * 512, 3])
+def test_there_are_photos_for_every_step(rows: int) -> None:
+    order = _order(rows, seed=0)
+    assert len(order) == rows
+    assert len(set(order[:256])) == min(rows, 256), "each once before any comes again"
 
 
 def test_the_table_says_when_they_do_not_agree() -> None:
