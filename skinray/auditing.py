@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from skinray import storage
+from skinray import outputs, storage
 from skinray.audit import Audit, examine
 from skinray.audit_page import audit_page, shown_photos
 from skinray.catalogs import Catalog, CatalogSource, read_catalog
@@ -68,7 +68,7 @@ def audit_dataset(settings: AuditSettings) -> Audit:
     """
     source = _open(settings)
     output = storage.normalize(settings.output)
-    storage.claim_folder(output, "audit", settings.recorded())
+    outputs.claim_folder(output, "audit", settings.recorded())
     photos = source.inspect()
     failed = photos["error_code"] != ""
     about_failed = ["image_id", "error_code", "error_detail"]
@@ -85,7 +85,7 @@ def audit_dataset(settings: AuditSettings) -> Audit:
     thumbnails = {shown[uri]: _thumbnail(data) for uri, data in source.read(shown)}
     page = audit_page(audit, settings.data, thumbnails)
     storage.write_bytes(storage.join(output, PAGE_NAME), page.encode())
-    storage.publish_folder(output, {"kind": "skinray-audit", "schema_version": 1, "settings": settings.recorded()})
+    outputs.publish_folder(output, {"kind": "skinray-audit", "schema_version": 1, "settings": settings.recorded()})
     return audit
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinray import storage
+from skinray import outputs, storage
 from skinray.audit import leaks_in_words
 from skinray.comparison import compare_scores
 from skinray.config import CompareSettings
@@ -87,7 +87,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
     """
     pair = read_pair(settings)
     rows = pair.rows
-    storage.claim_folder(settings.output, "comparison", settings.recorded())
+    outputs.claim_folder(settings.output, "comparison", settings.recorded())
     by, ids = clusters_of(rows)
     scores = tuple(rows[f"malignancy_score_{which}"].to_numpy(np.float64) for which in ("first", "second"))
     flagged = tuple(rows[f"flagged_{which}"].to_numpy(bool) for which in ("first", "second"))
@@ -117,7 +117,7 @@ def compare_evaluations(settings: CompareSettings) -> dict[str, Any]:
         "model_ids": list(pair.model_ids),
         "settings": settings.recorded(),
     }
-    storage.publish_folder(storage.normalize(settings.output), manifest)
+    outputs.publish_folder(storage.normalize(settings.output), manifest)
     return result
 
 

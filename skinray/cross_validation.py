@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.stats
 
-from skinray import storage
+from skinray import outputs, storage
 from skinray.bundle import Labels, load_bundle, save_bundle
 from skinray.counts import Measure, ScoreCounts
 from skinray.division import all_folds
@@ -77,7 +77,7 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
         settings, dataset
     )  # each fold's run makes them; here what cannot be had fails before the output is claimed
     identity = run_identity(settings, dataset)
-    storage.claim_folder(settings.output, "cross-validation", identity, keep=True)
+    outputs.claim_folder(settings.output, "cross-validation", identity, keep=True)
     runs = []
     for fold in all_folds(dataset):
         say(f"--- fold {fold}")
@@ -96,7 +96,7 @@ def cross_validate(settings: CrossValidateSettings) -> CrossValidation:
     found = CrossValidation(**{**found.__dict__, "model_id": _save_ensemble(settings, dataset, runs, unseen, found)})
     storage.write_json(storage.join(settings.output, RESULTS_NAME), found.__dict__)
     manifest = {"kind": "skinray-cross-validation", "schema_version": 1, "identity": identity, **found.__dict__}
-    storage.publish_folder(storage.normalize(settings.output), manifest)
+    outputs.publish_folder(storage.normalize(settings.output), manifest)
     return found
 
 

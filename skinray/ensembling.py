@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from skinray import storage
+from skinray import outputs, storage
 from skinray.bundle import Bundle, load_bundle, save_bundle
 from skinray.config import EnsembleSettings
 from skinray.counts import Measure, ScoreCounts
@@ -78,7 +78,7 @@ def make_ensemble(settings: EnsembleSettings) -> Ensembled:
     from skinray.ensemble import averaged, flipped
 
     dataset, members = open_members(settings)
-    storage.claim_folder(settings.output, "ensemble", settings.recorded())
+    outputs.claim_folder(settings.output, "ensemble", settings.recorded())
     models = [member.load_model() for member in members]
     model = averaged([flipped(each) for each in models] if settings.flips else models)
     first = members[0]
@@ -108,7 +108,7 @@ def make_ensemble(settings: EnsembleSettings) -> Ensembled:
     ]
     made = Ensembled(bundle_uri, model_id, auc, tuple(compared))
     manifest = {"kind": "skinray-ensemble", "schema_version": 1, "settings": settings.recorded(), **asdict(made)}
-    storage.publish_folder(storage.normalize(settings.output), manifest)
+    outputs.publish_folder(storage.normalize(settings.output), manifest)
     return made
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skinray import storage
+from skinray import outputs, storage
 from skinray.block_files import drop_blocks
 from skinray.bundle import Bundle, Labels, calibration_of, load_bundle
 from skinray.calibration import Calibration, at_prevalence
@@ -69,7 +69,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     check_no_overlap(overlap, bundle, dataset, settings.split, settings.allow_leaks, settings.leave_out_overlap)
     _check_both_kinds(dataset, settings, left_out)
     output = storage.normalize(settings.output)
-    storage.claim_folder(output, "evaluation", settings.recorded())
+    outputs.claim_folder(output, "evaluation", settings.recorded())
     predictions_uri = storage.join(output, "predictions", f"model_id={bundle.model_id}")
     summary, files = write_predictions(bundle, list_dataset(dataset, splits_of(settings)), settings, predictions_uri)
     rows = read_rows(predictions_uri, [file["path"] for file in files])
@@ -101,7 +101,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         storage.write_parquet(storage.join(output, name), table)
     storage.write_json(storage.join(output, METRICS_NAME), metrics)
     write_report(judged, metrics, bundle, dataset, output)
-    storage.publish_folder(
+    outputs.publish_folder(
         output, {"kind": "skinray-evaluation", "schema_version": 1, "model_id": bundle.model_id, "settings": settings.recorded()}
     )
     return metrics

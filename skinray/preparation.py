@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skinray import file_listing, storage
+from skinray import file_listing, outputs, storage
 from skinray.audit import Audit, examine
 from skinray.catalogs import CatalogSource, read_catalog
 from skinray.config import PrepareSettings, SplitName
@@ -110,7 +110,7 @@ def prepare_dataset(settings: PrepareSettings) -> PreparedDataset:
     if existing is None:
         # What the catalog alone can tell is told before anything is read or written.
         _split(plan.photos, _groups(plan.photos, _NO_PAIRS), settings, before.places(plan.photos))
-        storage.claim_folder(output, "dataset", _identity(settings))
+        outputs.claim_folder(output, "dataset", _identity(settings))
     inspected, rejected = _inspect(fresh)
     if known is None and inspected.empty:
         raise DatasetError(f"{settings.source}: none of its {len(fresh)} photos can be used; the first: {rejected[0]}")
@@ -342,7 +342,7 @@ def _publish(
     storage.write_bytes(storage.join(output, manifest.photos_path), encoded)
     storage.write_json(storage.join(output, REJECTED_NAME), rejected)
     storage.write_bytes(storage.join(output, AUDIT_NAME), audit.encoded())
-    storage.publish_folder(output, manifest.model_dump(mode="json"))
+    outputs.publish_folder(output, manifest.model_dump(mode="json"))
     return open_dataset(output)
 
 

@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.dataset
 
 import skinray
-from skinray import storage
+from skinray import outputs, storage
 from skinray.config import ReportSettings
 from skinray.drift import share_interval
 from skinray.published_runs import PublishedRun, RunRows, find_runs, open_run
@@ -78,7 +78,7 @@ def make_report(settings: ReportSettings) -> dict[str, Any]:
     run = open_run(settings.predictions)
     reference, why_none = find_reference(run, settings.reference)
     output = storage.normalize(settings.output)
-    storage.claim_folder(output, "screening report", settings.recorded())
+    outputs.claim_folder(output, "screening report", settings.recorded())
     rows = run.rows()
     light = rows.read(COLUMNS, REPEATED)
     worklist = _worklist(rows)
@@ -98,7 +98,7 @@ def make_report(settings: ReportSettings) -> dict[str, Any]:
     storage.write_json(storage.join(output, FIGURES_NAME), found.report)
     storage.write_bytes(storage.join(output, PAGE_NAME), page.encode())
     manifest = {"kind": "skinray-screening-report", "schema_version": 1, "predictions": run.uri, "model_id": run.model_id}
-    storage.publish_folder(output, {**manifest, "settings": settings.recorded()})
+    outputs.publish_folder(output, {**manifest, "settings": settings.recorded()})
     return found.report
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from skinray import file_listing, storage
+from skinray import file_listing, outputs, storage
 from skinray.block_files import drop_blocks
 from skinray.config import ScoreSettings
 from skinray.errors import OutputExistsError
@@ -83,7 +83,7 @@ def open_run(
         storage.delete_folder(run_uri)
     run_id = settings.run_id or now.strftime("%Y%m%dT%H%M%S%fZ")
     run_uri = storage.join(model_uri, f"scored_date={now.date().isoformat()}", f"run_id={run_id}")
-    storage.claim_folder(run_uri, "predictions", dict(identity))
+    outputs.claim_folder(run_uri, "predictions", dict(identity))
     write_listing(listing, storage.join(run_uri, LISTING_NAME))
     return run_uri, listing
 

@@ -22,7 +22,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.variant_generator import generate_variants
 
-from skinray import file_listing, storage
+from skinray import file_listing, outputs, storage
 from skinray.errors import ConfigError, TrainingError
 from skinray.shards import PreparedDataset, open_dataset
 from skinray.step_timing import SAID_EVERY_S
@@ -79,7 +79,7 @@ def search(settings: SearchSettings) -> SearchResult:
             say(f"search: {settings.output} is finished already; nothing to do")
             return SearchResult(**{name: manifest[name] for name in SearchResult.__dataclass_fields__})
     _check_trials(settings, dataset, space)
-    storage.claim_folder(settings.output, "search", identity, keep=True)
+    outputs.claim_folder(settings.output, "search", identity, keep=True)
     trials = _run_trials(settings, space)
     best = next((trial for trial in trials if trial["finished"]), None)
     if best is None:
@@ -91,7 +91,7 @@ def search(settings: SearchSettings) -> SearchResult:
     found = SearchResult(bundle_uri, run["model_id"], best["drawn"], trials)
     storage.write_json(storage.join(settings.output, RESULTS_NAME), trials)
     manifest = {"kind": "skinray-search", "schema_version": 1, "identity": identity, **found.__dict__}
-    storage.publish_folder(storage.normalize(settings.output), manifest)
+    outputs.publish_folder(storage.normalize(settings.output), manifest)
     return found
 
 

@@ -3,9 +3,6 @@
 Local paths and `file://` go to the local disk, `s3://` goes through s3fs, whose credentials and endpoint come from the
 `AWS_*` environment variables (`AWS_ENDPOINT_URL` for a store that is not Amazon's). Every failure becomes a
 `StorageError` that names the URI.
-
-A folder that skinray writes is either *published* (its `_manifest.json` is there, written last) or not there at all for
-a reader. While it is being written it carries `_incomplete.json`, so that a rerun may take over what a killed run left.
 """
 
 import contextlib
@@ -27,11 +24,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.fs
 
-from skinray.errors import OutputExistsError, StorageError
+from skinray.errors import StorageError
 
 if TYPE_CHECKING:
     from skinray.object_store import ObjectStore
 
+# What makes a folder that skinray writes exist, and what stands in it until then; see `skinray.outputs`.
 MANIFEST_NAME = "_manifest.json"
 INCOMPLETE_NAME = "_incomplete.json"
 _TEMPORARY = ".tmp"
@@ -269,6 +267,11 @@ def _write_through(path: Path, data: bytes, mode: str) -> None:
         os.fsync(file.fileno())
 
 
+def is_temporary(name: str) -> bool:
+    """True for the name of a file that a kill left before it was whole."""
+    return name.startswith(".") and name.endswith(_TEMPORARY)
+
+
 def _temporary(path: Path) -> Path:
     """A hidden name beside a file, for what is not whole yet."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
@@ -359,10 +362,11 @@ def read_parquet(uri: str) -> pd.DataFrame:
 
 def write_json(uri: str, value: Any) -> None:
     """Writes one JSON file, indented and with sorted keys, so that the same value gives the same bytes."""
-    write_bytes(uri, _encoded(value))
+    write_bytes(uri, encoded_json(value))
 
 
-def _encoded(value: Any) -> bytes:
+def encoded_json(value: Any) -> bytes:
+    """A JSON file's bytes, the same for equal values."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -391,58 +395,6 @@ def upload_folder(local: Path, uri: str) -> None:
 def sha256_of(data: bytes) -> str:
     """The SHA-256 of some bytes, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
-
-
-def claim_folder(uri: str, kind: str, settings: dict[str, Any], keep: bool = False) -> None:
-    """Takes an output folder for one run before anything is written to it.
-
-    A folder left behind by a killed run of the same kind and settings is taken over.
-
-    Args:
-        uri: The folder to write.
-        kind: What will stand there, such as "dataset".
-        settings: The resolved settings of the run.
-        keep: Keep what the killed run wrote, to go on from it; otherwise it is removed.
-
-    Raises:
-        OutputExistsError: The folder is published already, or holds something else.
-    """
-    if exists(join(uri, MANIFEST_NAME)):
-        raise OutputExistsError(f"output {uri} already exists: choose another --output, or remove it first")
-    marker = join(uri, INCOMPLETE_NAME)
-    mine = {"kind": kind, "settings": settings}
-    if exists(marker):
-        if read_json(marker) != json.loads(json.dumps(mine)):
-            raise OutputExistsError(
-                f"output {uri} holds an unfinished run with other settings: choose another --output, or remove it first"
-            )
-        if keep:
-            return
-        delete_folder(uri)
-    if _holds_something(uri):
-        raise OutputExistsError(f"output {uri} is not empty: choose another --output, or remove it first")
-    if not create_file(marker, _encoded(mine)):
-        raise OutputExistsError(f"output {uri} was taken by another command this moment: choose another --output")
-
-
-def _holds_something(uri: str) -> bool:
-    """True for a file, a prefix with objects, or a folder with entries, but for a temporary file that a kill left; an empty local
-    folder may be written to."""
-    if not exists(uri):
-        return False
-    path = path_of(uri)
-    if is_remote(uri) or not os.path.isdir(path):
-        return True
-    return any(not (name.startswith(".") and name.endswith(_TEMPORARY)) for name in os.listdir(path))
-
-
-def publish_folder(uri: str, manifest: dict[str, Any]) -> None:
-    """Writes the manifest, which is what makes the folder exist for readers, and drops the marker of the running run.
-
-    A folder that is published already shows the new manifest's content from then on.
-    """
-    write_json(join(uri, MANIFEST_NAME), manifest)
-    delete_file(join(uri, INCOMPLETE_NAME))
 
 
 def read_many(uris: list[str]) -> list[bytes | Exception]:

@@ -22,7 +22,7 @@ import ray.train
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from skinray import storage
+from skinray import outputs, storage
 from skinray.checkpoints import Progress, drop_unusable_notes, load_checkpoint, newest_checkpoint
 from skinray.division import divide
 from skinray.errors import TrainingError
@@ -97,7 +97,7 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
     initial_weights = initial_weights_of(settings, dataset)
     photos = gather_photos(dataset, ("train", "validation"), settings.preprocessing, settings.cache)
     rows = _rows_of(photos, settings.fold)
-    storage.claim_folder(settings.output, "training", run_identity(settings, dataset), keep=True)
+    outputs.claim_folder(settings.output, "training", run_identity(settings, dataset), keep=True)
     with _training_log(settings) as log:
 
         def take(record: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ def train(settings: TrainSettings, on_epoch: Callable[[dict[str, Any]], None] | 
     exported = export_bundle(settings, dataset, photos, rows.validation, progress, arrays["best"], arrays["best_logits"][0])
     trained = TrainedModel(*exported, progress.best_epoch, progress.best_auc, progress.history)
     manifest = {"kind": "skinray-training", "schema_version": 1, "identity": run_identity(settings, dataset), **trained.__dict__}
-    storage.publish_folder(storage.normalize(settings.output), manifest)
+    outputs.publish_folder(storage.normalize(settings.output), manifest)
     return trained
 
 

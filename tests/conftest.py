@@ -80,6 +80,12 @@ def s3_bucket(s3_endpoint: str) -> str:
     return f"s3://{name}"
 
 
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder, or an empty bucket."""
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_bucket")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real photos that SKINRAY_TEST_DATA names."""

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from skinray import storage
+from skinray import outputs, storage
 from skinray.audit_chain import ChainReport, check_chain, described_file, previous_run
 from skinray.cli import main
 from skinray.errors import StorageError
@@ -33,7 +33,7 @@ def publish(output: Path, night: int, previous: dict[str, str] | None) -> Path:
         "previous": previous,
         "published_at": datetime.datetime(2026, 11, night, tzinfo=datetime.UTC).isoformat(),
     }
-    storage.publish_folder(str(folder), manifest)
+    outputs.publish_folder(str(folder), manifest)
     return folder
 
 

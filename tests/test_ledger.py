@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from skinray import ledger as ledgers
-from skinray import storage
+from skinray import outputs
 from skinray.config import ScoreSettings
 from skinray.ledger import read_ledger, select, write_ledger
 from skinray.listing import LISTING_NAME, listed, write_listing
@@ -58,7 +58,7 @@ def run(
     write_listing(listing, str(folder / LISTING_NAME))
     write_ledger(str(folder), listing, [{"path": path} for path, _ in parts], when)
     if published:
-        storage.publish_folder(str(folder), {})
+        outputs.publish_folder(str(folder), {})
     return folder
 
 

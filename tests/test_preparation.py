@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from skinray import preparation, storage
+from skinray import outputs, preparation, storage
 from skinray.config import PrepareSettings
 from skinray.errors import CatalogError, DatasetError, LeakError, OutputExistsError
 from skinray.firewall import check_no_leaks
@@ -107,7 +107,7 @@ def test_what_a_killed_prepare_left_is_no_data_set_and_the_same_command_finishes
     ray_cluster: None, drawn_photos: Path, tmp_path: Path
 ) -> None:
     settings = settings_for(drawn_photos, tmp_path / "out")
-    storage.claim_folder(settings.output, "dataset", preparation._identity(settings))
+    outputs.claim_folder(settings.output, "dataset", preparation._identity(settings))
     storage.write_bytes(str(tmp_path / "out" / "split=train" / "part-00000.parquet"), b"half a shard")
     with pytest.raises(DatasetError, match="did not finish"):
         open_dataset(settings.output)
@@ -187,7 +187,7 @@ def test_growing_that_is_cut_off_leaves_the_data_set_as_it_was(
     before = prepare_dataset(settings)
     grow(growing)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "publish_folder", lambda uri, manifest: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(outputs, "publish_folder", lambda uri, manifest: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare_dataset(settings)
     assert open_dataset(settings.output) == before

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from skinray import storage
+from skinray import outputs, storage
 from skinray.block_files import BLOCKS
 from skinray.config import ScoreSettings
 from skinray.errors import OutputExistsError
@@ -54,7 +54,7 @@ def test_the_same_command_goes_on_with_what_was_cut_off(tmp_path: Path) -> None:
     assert opened(asked(tmp_path, batch_size=7, actors=3, max_bad_fraction=0.5), NEXT) == first
     otherwise = asked(tmp_path / "." / "", bundle="/./bundle/", input="file:///archive/")
     assert opened(otherwise, NEXT) == first, "written otherwise"
-    storage.publish_folder(first, {})
+    outputs.publish_folder(first, {})
     assert opened(asked(tmp_path), NEXT) != first, "what is published is done"
 
 
@@ -71,7 +71,7 @@ def test_a_name_that_is_taken_is_refused_on_whatever_day(tmp_path: Path, then: d
     assert opened(asked(tmp_path, run_id="night"), then) == run
     with pytest.raises(OutputExistsError, match="other settings"):
         opened(asked(tmp_path, run_id="night", input="/other"), then)
-    storage.publish_folder(run, {})
+    outputs.publish_folder(run, {})
     with pytest.raises(OutputExistsError, match="already exists"):
         opened(asked(tmp_path, run_id="night"), then)
 

@@ -23,7 +23,7 @@ from botocore.exceptions import EndpointConnectionError
 from PIL import Image
 from s3fs.core import S3File
 
-from skinray import file_listing, object_store, storage
+from skinray import file_listing, object_store, outputs, storage
 from skinray.errors import StorageError
 from skinray.images import Preprocessing
 from skinray.listing import list_photos
@@ -194,9 +194,9 @@ def test_a_bucket_that_cannot_be_asked_is_not_absent(s3_proxy: FaultyProxy, s3_b
 
 
 def test_a_published_run_is_not_claimed_while_the_store_is_away(s3_proxy: FaultyProxy, s3_bucket: str) -> None:
-    storage.publish_folder(f"{s3_bucket}/run", {})
+    outputs.publish_folder(f"{s3_bucket}/run", {})
     with s3_proxy.misbehaving(Faults(internal=1)), pytest.raises(StorageError, match="cannot look up"):
-        storage.claim_folder(f"{s3_bucket}/run", "dataset", {})
+        outputs.claim_folder(f"{s3_bucket}/run", "dataset", {})
     assert set(file_listing.list_files(f"{s3_bucket}/run")) == {storage.MANIFEST_NAME}
 
 
