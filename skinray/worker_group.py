@@ -152,12 +152,13 @@ def run_workers(
     with _lack_of_room_said(settings):
         try:
             trainer.fit()
-        # The second is what remains of a controller that could not start or was lost.
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            raise TrainingError(f"training failed: {reason_of(error)}") from error
-        except KeyboardInterrupt:
+        except BaseException as error:
             if trainer.controller is not None:
-                ray.kill(trainer.controller)  # and with it the workers, also on a Ray that goes on after this command
+                # With it go its workers and the cores that it holds for them, also on a Ray that goes on after this command.
+                ray.kill(trainer.controller)
+            # The second is what remains of a controller that could not start or was lost.
+            if isinstance(error, (ray.train.TrainingFailedError, ray.exceptions.RayError)):
+                raise TrainingError(f"training failed: {reason_of(error)}") from error
             raise
 
 

@@ -70,3 +70,7 @@ def test_a_lost_worker_is_an_error_in_one_line(ray_cluster: None, tmp_path: Path
     run = ray.train.RunConfig(name="lost", storage_path=str(tmp_path), failure_config=survived(0))
     with pytest.raises(TrainingError, match=r"^training failed: .*died"):
         run_workers(_die, {}, toy_settings("d", tmp_path, num_workers=1), run)
+    deadline = time.monotonic() + 20
+    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "what was set aside for it is not given back"
+        time.sleep(0.2)
