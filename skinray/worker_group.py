@@ -154,7 +154,7 @@ def run_workers(
             trainer.fit()
         except BaseException as error:
             if trainer.controller is not None:
-                # With it go its workers and the cores that it holds for them, also on a Ray that goes on after this command.
+                # With it go its workers, also on a Ray that goes on after this command.
                 ray.kill(trainer.controller)
             # The second is what remains of a controller that could not start or was lost.
             if isinstance(error, (ray.train.TrainingFailedError, ray.exceptions.RayError)):
