@@ -134,17 +134,19 @@ def test_ctrl_c_ends_the_command_at_once_and_all_that_it_started(prepared: Prepa
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stderr is not None
+    before = []
     for line in process.stderr:
+        before.append(line)
         if line.startswith("epoch 1 "):
             break
     started = processes_below(process.pid)
-    assert training_workers(process.pid)
+    assert training_workers(process.pid), "".join(before)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == "skinray: interrupted"
     assert "Traceback" not in said
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{each}/cmdline").exists() for each in started) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [each for each in started if Path(f"/proc/{each}/cmdline").exists()]
