@@ -92,15 +92,17 @@ class Classifier:
     def __init__(self, bundle: Bundle, batch_size: int = 32, embeddings: bool = False, precision: Precision = "auto") -> None:
         import tensorflow as tf
 
+        from skinray.folding import folded
+
         self.bundle = bundle
         self.batch_size = batch_size
         self.precision = resolved_precision(precision, bundle.networks)
         tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": self.precision == "bfloat16"})
         size = bundle.preprocessing.image_size_px
-        model = _with_embeddings(bundle) if embeddings else bundle.load_model()
+        self._model = folded(_with_embeddings(bundle) if embeddings else bundle.load_model())
         # Any number of rows: one trace serves the last batch of a block and a single photo over HTTP alike.
         signature = [tf.TensorSpec((None, size, size, 3), tf.uint8), tf.TensorSpec((None, CLINICAL_WIDTH), tf.float32)]
-        self._forward: Any = _with_constants(model, signature[: len(model.inputs)])
+        self._forward = _graph(self._model, signature[: len(self._model.inputs)])
         self.probabilities(np.zeros((1, size, size, 3), np.uint8))  # so that the first photo is not the slow one
 
     @property
@@ -146,21 +148,15 @@ class Classifier:
         return results
 
 
-def _with_constants(model: Any, signature: list[Any]) -> Any:
-    """The model as a graph that holds its weights as constants: inputs -> list of outputs.
+def _graph(model: Any, signature: list[Any]) -> Any:
+    """The model as one graph: inputs -> list of outputs. It does not keep the model's weights alive.
 
-    Grappler then folds each BatchNorm into its convolution, which is a quarter faster for ResNet-50 on a CPU. Weights are put
-    in while the graph is traced (1.8 s); TensorFlow's own conversion of a traced graph took 4.4 s and gave the same to the
-    last bit. XLA is as fast as this for ResNet-50, but was 15 times slower for MobileNet (one reading each, busy machine).
+    XLA is as fast as this for ResNet-50, but was 15 times slower for MobileNet (one reading each, busy machine).
     """
-    import keras
     import tensorflow as tf
 
-    weights = [(variable, variable.numpy()) for variable in model.variables]
-
     def forward(*inputs: Any) -> list[Any]:
-        with keras.StatelessScope(state_mapping=[(variable, tf.constant(value)) for variable, value in weights]):
-            outputs: list[Any] = tf.nest.flatten(model(inputs[0] if len(inputs) == 1 else list(inputs), training=False))
+        outputs: list[Any] = tf.nest.flatten(model(inputs[0] if len(inputs) == 1 else list(inputs), training=False))
         return outputs
 
     return tf.function(forward, input_signature=signature).get_concrete_function()

@@ -6,6 +6,7 @@ own file and adds no row, and a run that was killed, whatever of it, goes on wit
 
 import contextlib
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, ExecutionResources
@@ -234,7 +235,8 @@ def classified_blocks(
         _ClassifyAndWrite,
         batch_size=None,
         batch_format="numpy",
-        compute=ActorPoolStrategy(size=actors),
+        # Two calls: while one classifies, the next takes its photos out of the object store, and the last one writes.
+        compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2),
         # Next to nothing, not its threads: the forward pass and the decode tasks share the cores, and the operating system
         # divides them better than fixed shares do. Not 0: a head that is to run no work (num-cpus 0) must not get it.
         num_cpus=1 - DECODE_CPUS,
@@ -301,6 +303,7 @@ class _ClassifyAndWrite:
         self.classifier = Classifier(bundle, batch_size, embeddings, precision)
         self.run_uri = run_uri
         self.threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="blocks")
+        self.computing = threading.Lock()
         self.ready = time.time()
 
     def __call__(self, decoded: Block) -> dict[str, list[Any]]:
@@ -315,10 +318,11 @@ class _ClassifyAndWrite:
         ]
         results: list[BlockResult | Future[BlockResult]] = []
         classified_from = []
-        for block, result in zip(blocks, done, strict=True):
-            classified_from.append(time.time())
-            # A store takes its time to write, and the network need not wait for it.
-            results.append(result or self.threads.submit(write_block, self.run_uri, int(block["block"][0]), self._rows(block)))
+        with self.computing:
+            for block, result in zip(blocks, done, strict=True):
+                classified_from.append(time.time())
+                # A store takes its time to write, and the network need not wait for it.
+                results.append(result or self.threads.submit(self._write, block, *self._classified(block)))
         return {
             "result": [(each.result() if isinstance(each, Future) else each).encoded() for each in results],
             "decoded_at": [float(block["decoded_at"][0]) for block in blocks],
@@ -327,11 +331,15 @@ class _ClassifyAndWrite:
             "model_ready": [self.ready] * len(blocks),
         }
 
-    def _rows(self, block: Block) -> pa.Table:
-        bundle = self.classifier.bundle
+    def _classified(self, block: Block) -> list[npt.NDArray[np.float32]]:
+        """Probabilities, and embeddings when they are wanted, of the photos of a block that are usable."""
         usable = block["status"] == "scored"
         pixels, clinical = block["pixels"], encode_clinical(block["age"], block["sex"], block["site"])
         if not usable.all():
             pixels, clinical = pixels[usable], clinical[usable]
-        probabilities, *embeddings = self.classifier.classified(pixels, clinical)
-        return prediction_rows(block, probabilities, bundle, bundle.operating_points.default, *embeddings)
+        return self.classifier.classified(pixels, clinical)
+
+    def _write(self, block: Block, probabilities: npt.NDArray[np.float32], *embeddings: npt.NDArray[np.float32]) -> BlockResult:
+        bundle = self.classifier.bundle
+        rows = prediction_rows(block, probabilities, bundle, bundle.operating_points.default, *embeddings)
+        return write_block(self.run_uri, int(block["block"][0]), rows)
