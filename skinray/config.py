@@ -154,8 +154,8 @@ class ClassifySettings(VerbSettings):
     gpus_per_actor: float = Field(0, ge=0)
     """GPUs of each actor."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What is computed in; auto: bfloat16 for ResNet-50 on CPUs that multiply it (avx512_bf16, amx_bf16), where it is twice as
-    fast, else float32. MobileNet's probabilities it moves by up to 0.12."""
+    """What is computed in; auto: bfloat16 for ResNet-50 on CPUs that multiply it (avx512_bf16, amx_bf16), where it is four
+    times as fast, else float32. MobileNet's probabilities it moves by up to 0.12."""
 
 
 class EvaluateSettings(ClassifySettings):

@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from skinray.levels import median
+
 REASONS = {
     "blank": "it shows nothing",
     "graphic": "it is drawn or written, as a screenshot or a page",
@@ -68,8 +70,8 @@ def refusal(pixels: npt.NDArray[np.uint8]) -> str:
         return "blank"
     if _flat_share(colours, lit) > _MOST_FLAT:
         return "graphic"
-    sampled = slice(None, None, 2)
-    redness = float(np.median(((red - green) / (red + green + 16))[sampled, sampled]))
+    some_red, some_green = red[::2, ::2], green[::2, ::2]
+    redness = median((some_red - some_green) / (some_red + some_green + 16))
     if (
         _roughness(pixels) > _MOST_ROUGH
         or redness < _LEAST_REDNESS

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from skinray.levels import LINEAR_LIGHT, median
+
 QUALITY_MEASURES = ("sharpness", "brightness", "contrast")
 """Names of the float32 values that `quality` gives, in the order of columns."""
 
@@ -91,9 +93,7 @@ def quality(pixels: npt.NDArray[np.uint8], width_px: int, height_px: int) -> dic
 
 def _lightness_of_greys() -> npt.NDArray[np.float64]:
     """CIELAB's L* of the grey levels 0 to 255 (IEC 61966-2-1, CIE 15:2004)."""
-    levels = np.arange(256) / 255
-    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
-    return np.where(linear > 216 / 24389, 116 * np.cbrt(linear) - 16, 24389 / 27 * linear)
+    return np.where(LINEAR_LIGHT > 216 / 24389, 116 * np.cbrt(LINEAR_LIGHT) - 16, 24389 / 27 * LINEAR_LIGHT)
 
 
 _LIGHTNESS = _lightness_of_greys()
@@ -125,7 +125,7 @@ def _is_marked(colours: npt.NDArray[np.uint8]) -> bool:
     red, green, blue = (colours[..., channel].astype(np.int16) for channel in range(3))
     bluer = blue - red
     # Against the photo's own tint, because some archives' white balance makes all skin bluish.
-    tint = float(np.median(bluer[::_TINT_STEP, ::_TINT_STEP]))
+    tint = median(bluer[::_TINT_STEP, ::_TINT_STEP])
     violet = (blue - green > _VIOLET) & (bluer > max(_VIOLET_BLUER, tint + _BLUER_THAN_TINT))
     ink = violet | (bluer > max(_BLUER, tint + _BLUER_THAN_TINT)) | (green - np.maximum(red, blue) > _GREENER)
     quarter = _SIDE // 4

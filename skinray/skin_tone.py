@@ -9,6 +9,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from skinray.levels import LINEAR_LIGHT, median
+
 # The edge of a dermoscopic photo that is looked at, as a share of its side; the lesion is in the middle.
 _EDGE = 0.15
 # Every so many pixels is enough for a median.
@@ -42,13 +44,12 @@ def ita_degrees(pixels: npt.NDArray[np.uint8]) -> float:
     skin = (lightness > _SKIN_LIGHTNESS[0]) & (lightness < _SKIN_LIGHTNESS[1])
     if np.count_nonzero(skin) < _LEAST_SHARE * len(edge):
         return float("nan")
-    return math.degrees(math.atan2(float(np.median(lightness[skin])) - 50, float(np.median(yellowness[skin]))))
+    return math.degrees(math.atan2(median(lightness[skin]) - 50, median(yellowness[skin])))
 
 
 def _lightness_and_yellowness(colours: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """CIELAB's L* and b* of sRGB colours uint8 [N, 3], under D65 (IEC 61966-2-1, CIE 15:2004)."""
-    levels = colours / 255.0
-    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    linear = LINEAR_LIGHT[colours]
     y = linear @ np.array([0.2126729, 0.7151522, 0.0721750])
     z = linear @ np.array([0.0193339, 0.1191920, 0.9503041]) / 1.08883
     root_y, root_z = (np.where(value > 216 / 24389, np.cbrt(value), (24389 / 27 * value + 16) / 116) for value in (y, z))
