@@ -61,7 +61,8 @@ def resolved_precision(precision: Precision, networks: Collection[str]) -> Preci
     """What `auto` is for a model of some networks on this machine: float32, or bfloat16 where that is faster and changes little.
 
     That is for ResNet-50 on a CPU that multiplies bfloat16 natively: four times as fast there (175 against 39 photos/s on two
-    cores with AMX), on others slower. On a GPU float32 is computed in TensorFloat-32 where there is that, which is TensorFlow's own choice.
+    cores with AMX), on others slower. On a GPU float32 is computed in TensorFloat-32 where there is that, which is TensorFlow's
+    own choice.
     """
     if precision != "auto":
         return precision
