@@ -84,7 +84,7 @@ class Classifier:
         bundle: The verified bundle.
         batch_size: Most photos in one forward pass.
         embeddings: Also give what the network's last layer but the head says, see `classified`.
-        precision: See `resolved_precision`. It holds for all that TensorFlow computes in this process from then on.
+        precision: See `resolved_precision`.
 
     Raises:
         ConfigError: Embeddings are wanted of several models in one, which have several.
@@ -98,9 +98,8 @@ class Classifier:
         self.bundle = bundle
         self.batch_size = batch_size
         self.precision = resolved_precision(precision, bundle.networks)
-        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": self.precision == "bfloat16"})
         size = bundle.preprocessing.image_size_px
-        self._model = folded(_with_embeddings(bundle) if embeddings else bundle.load_model())
+        self._model = folded(_with_embeddings(bundle) if embeddings else bundle.load_model(), self.precision)
         # Any number of rows: one trace serves the last batch of a block and a single photo over HTTP alike.
         signature = [tf.TensorSpec((None, size, size, 3), tf.uint8), tf.TensorSpec((None, CLINICAL_WIDTH), tf.float32)]
         self._forward = _graph(self._model, signature[: len(self._model.inputs)])

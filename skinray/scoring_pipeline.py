@@ -236,7 +236,7 @@ def classified_blocks(
         batch_size=None,
         batch_format="numpy",
         # Two calls: while one classifies, the next takes its photos out of the object store, and the last one writes.
-        compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2),
+        compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True),
         # Next to nothing, not its threads: the forward pass and the decode tasks share the cores, and the operating system
         # divides them better than fixed shares do. Not 0: a head that is to run no work (num-cpus 0) must not get it.
         num_cpus=1 - DECODE_CPUS,

@@ -92,6 +92,44 @@ def test_every_network_says_what_it_said(build: Callable[[], "keras.Model"], lef
     np.testing.assert_array_equal(answer(model), before)
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: network("resnet50"),
+        lambda: network("vgg16"),
+        lambda: network("mobilenet"),
+        lambda: network("cnn_sequential"),
+        lambda: network("cnn_functional", clinical=True),
+        flipped,
+    ],
+)
+def test_feature_maps_are_bfloat16_and_the_ends_are_not(build: Callable[[], "keras.Model"]) -> None:
+    from skinray.folding import folded
+
+    model = lively(build())
+    before = answer(model)
+    result = folded(model, "bfloat16")
+    computed = {layer.compute_dtype: set() for layer in layers_of(result)}  # type: ignore[var-annotated]
+    for layer in layers_of(result):
+        computed[layer.compute_dtype].add(type(layer).__name__)
+    assert "Conv2D" in computed["bfloat16"]
+    assert not computed["float32"] & {"Conv2D", "DepthwiseConv2D", "BatchNormalization", "ReLU", "Activation", "Add"}
+    assert not computed["bfloat16"] & {"Rescaling", "GlobalAveragePooling2D", "Dense", "Softmax"}
+    assert {layer.compute_dtype for layer in layers_of(result) if layer.name == "clinical_join"} <= {"float32"}
+    assert all(weight.dtype == layer.compute_dtype for layer in layers_of(result) for weight in layer.weights)
+    after = answer(result)
+    assert after.dtype == np.float32
+    assert 0 < np.abs(after - before).max() < 0.2 * np.abs(before).max()  # networks of noise make more of it than trained ones
+    np.testing.assert_array_equal(answer(model), before)
+
+
+def layers_of(model: "keras.Model") -> list[Any]:
+    import keras
+
+    inner = [layer for each in model.layers if isinstance(each, keras.Model) for layer in layers_of(each)]
+    return inner + [layer for layer in model.layers if not isinstance(layer, keras.Model)]
+
+
 def small(layers: Callable[[Any], Any]) -> "keras.Model":
     import keras
 
