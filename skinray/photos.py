@@ -22,9 +22,13 @@ never an exception.
 import functools
 import itertools
 import math
+import os
 import posixpath
+import sys
+import threading
 import time
 from collections.abc import Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -73,7 +77,7 @@ def decoded_photos(
     """
     rows_at_once = listing.rows_per_task
     decode = functools.partial(
-        read_and_decode, rows_at_once=rows_at_once, preprocessing=preprocessing, refuse=refuse, folder=listing.folder
+        _read_and_decode_in_gaps, rows_at_once=rows_at_once, preprocessing=preprocessing, refuse=refuse, folder=listing.folder
     )
     tasks = ray.data.from_arrow(_tasks(listing, without))
     decoded = tasks.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
@@ -109,6 +113,24 @@ def _tasks(listing: Listing, without: Container[int]) -> list[pa.Table]:
         )
         for some in tasks
     ]
+
+
+def _read_and_decode_in_gaps(plan: pa.Table, **options: Any) -> Iterator[Block]:
+    """`read_and_decode` in a thread that gives way to the network.
+
+    A forward pass waits for the slowest of its threads: one whose core a decode task takes stops all of them. ResNet-50 in
+    bfloat16 scores 157 photos/s so and 149 without (3,200 photos, two cores). A thread's priority, because what a process has
+    given away Ray would find lowered in whatever it runs there next.
+    """
+    blocks = read_and_decode(plan, **options)
+    with ThreadPoolExecutor(1, "decode", initializer=_give_way) as thread:
+        while (block := thread.submit(next, blocks, None).result()) is not None:
+            yield block
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def read_and_decode(

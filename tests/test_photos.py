@@ -3,6 +3,9 @@
 import errno
 import io
 import os
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from skinray import storage
+from skinray import photos, storage
 from skinray.errors import StorageError
 from skinray.images import Preprocessing
 from skinray.listing import Listing, list_photos
@@ -142,3 +145,30 @@ def test_photos_that_were_deleted_are_rows_that_say_so(archive: Path) -> None:
     assert codes(listing) == ["missing"] * 3 + [""] * 3
     (archive / "visit 0").rmdir()
     assert codes(listing) == ["missing"] * 3 + [""] * 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own there")
+def test_a_decode_task_gives_way_and_its_process_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def priorities(plan: pa.Table, **options: Any) -> Iterator[Any]:
+        for _ in range(plan.num_rows):
+            yield os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert before < 19
+    monkeypatch.setattr(photos, "read_and_decode", priorities)
+    assert [*photos._read_and_decode_in_gaps(pa.table({"row": [0, 1]}))] == [19, 19]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def test_what_ends_a_decode_task_is_not_swallowed(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = list_photos(str(archive), 192, "path")
+    plan = listing.photos.append_column("block", listing.photos["index"])
+    options: dict[str, Any] = {"rows_at_once": 3, "preprocessing": Preprocessing(image_size_px=16), "refuse": False}
+    assert [len(block["status"]) for block in photos._read_and_decode_in_gaps(plan, **options)] == [3, 3]
+
+    def fails(*_: Any) -> None:
+        raise StorageError("gone")
+
+    monkeypatch.setattr(photos, "_decoded", fails)
+    with pytest.raises(StorageError, match="gone"):
+        next(photos._read_and_decode_in_gaps(plan, **options))
