@@ -17,15 +17,35 @@ from skinray.errors import ConfigError
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def use_threads(threads: int) -> None:
-    """Tells TensorFlow how many cores this process may use; without effect once TensorFlow has started computing."""
+# Of more threads all share one pass: more passes than two have not been measured, and each has a batch of its own in memory.
+_MOST_PASSES = 2
+
+
+def passes_at_once(threads: int) -> int:
+    """How many forward passes should run at once on so many threads of a CPU: one a thread where they are few.
+
+    The threads of one pass wait for each other after every layer, and all of them for the one that something else held up.
+    ResNet-50 in bfloat16 on two cores: 184 photos/s in two passes of one thread, 173 in one of two, and single photos, one after
+    the other, 45/s in place of 27.
+    """
+    return threads if threads <= _MOST_PASSES else 1
+
+
+def use_threads(threads: int, passes: int = 1) -> None:
+    """Tells TensorFlow how many cores this process may use; without effect once TensorFlow has started computing.
+
+    Args:
+        threads: Of all passes together.
+        passes: Forward passes that run at once, called from as many Python threads.
+    """
+    threads = max(1, threads // passes)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with _without("sklearn", "matplotlib"):
         import tensorflow as tf
 
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(passes)
     except RuntimeError:
         return  # already running, as in a test process that classified before: same answers, another speed
 

@@ -231,8 +231,8 @@ class ScoreSettings(ClassifySettings):
     image_id: Literal["path", "stem"] = "path"
     """What names a photo that has no name of its own: its path below the input, or its file name without the ending."""
     rows_per_block: int = Field(192, ge=1, le=512)
-    """Photos read, decoded and scored as one block, but no more than a fiftieth of them; a killed run goes on behind its last
-    whole block."""
+    """Photos read, decoded and scored as one block, but no more than a hundredth of them. A killed run does those blocks
+    again that were being scored: one an actor, or two where it has two cores."""
     only_new: bool = False
     """Leave out what a published run of the same bundle below the output has already, as its file is now."""
     retry: Literal["failed", "refused"] | None = None

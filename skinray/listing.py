@@ -46,8 +46,8 @@ LISTING_SCHEMA = pa.schema(
         ("site", pa.string()),
     ]
 )
-# A job has at least so many blocks, or one a photo.
-_LEAST_BLOCKS = 50
+# A job has at least so many blocks, or one a photo: two are classified at once on two cores, and together are a fiftieth.
+_LEAST_BLOCKS = 100
 # Blocks that are not smaller have a multiple of this, so that no batch of the default size is left half empty.
 _WHOLE_BATCHES = 32
 # Of few photos there are about so many tasks, so that decoding and scoring overlap.
@@ -102,8 +102,8 @@ def listed(photos: pa.Table, rows_per_block: int, left_out: Mapping[str, int] | 
 
     Args:
         photos: Columns of LISTING_SCHEMA, at least image_id and image_uri; what is missing is unknown. Numbered here.
-        rows_per_block: Most photos in one block; of few photos there are fewer, so that what a killed run loses is no more than
-            a fiftieth of it.
+        rows_per_block: Most photos in one block; of few photos there are fewer, so that the two that a killed run loses are no
+            more than a fiftieth of it.
         left_out: As `Listing` has it; nothing unless given.
         folder: As `Listing` has it.
     """

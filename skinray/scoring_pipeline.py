@@ -23,7 +23,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from skinray import storage
 from skinray.block_files import BlockResult, finished_block, finished_blocks, merge_blocks, write_block
 from skinray.bundle import Bundle, load_bundle
-from skinray.classifier import Classifier, Precision, compute_on_cpu, use_threads
+from skinray.classifier import Classifier, Precision, compute_on_cpu, passes_at_once, use_threads
 from skinray.clinical import encode_clinical
 from skinray.config import ClassifySettings
 from skinray.errors import ConfigError, ScoringError, StorageError
@@ -231,12 +231,13 @@ def classified_blocks(
         without: First indices of blocks to leave out.
     """
     actors, threads = _actors(settings)
+    passes = 1 if settings.gpus_per_actor else passes_at_once(threads)
     pipeline = decoded_photos(listing, bundle.preprocessing, extras.refuse, without).map_batches(
         _ClassifyAndWrite,
         batch_size=None,
         batch_format="numpy",
-        # Two calls: while one classifies, the next takes its photos out of the object store, and the last one writes.
-        compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True),
+        # One more call than are computed: it takes its photos out of the object store meanwhile, or writes.
+        compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=passes + 1, enable_true_multi_threading=True),
         # Next to nothing, not its threads: the forward pass and the decode tasks share the cores, and the operating system
         # divides them better than fixed shares do. Not 0: a head that is to run no work (num-cpus 0) must not get it.
         num_cpus=1 - DECODE_CPUS,
@@ -246,6 +247,7 @@ def classified_blocks(
             "model_id": bundle.model_id,
             "batch_size": settings.batch_size,
             "threads": threads,
+            "passes": passes,
             "gpus": settings.gpus_per_actor,
             "run_uri": run_uri,
             "embeddings": extras.embeddings,
@@ -288,13 +290,14 @@ class _ClassifyAndWrite:
         model_id: str,
         batch_size: int,
         threads: int,
+        passes: int,
         gpus: float,
         run_uri: str,
         embeddings: bool,
         precision: Precision,
     ) -> None:
         self.began = time.time()
-        use_threads(threads)
+        use_threads(threads, passes)
         if not gpus:
             compute_on_cpu()
         bundle = load_bundle(bundle_uri)
@@ -302,8 +305,8 @@ class _ClassifyAndWrite:
             raise ScoringError(f"bundle {bundle_uri} changed from {model_id} to {bundle.model_id} while the run was going")
         self.classifier = Classifier(bundle, batch_size, embeddings, precision)
         self.run_uri = run_uri
-        self.threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="blocks")
-        self.computing = threading.Lock()
+        self.writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="blocks")
+        self.computing = threading.Semaphore(passes)
         self.ready = time.time()
 
     def __call__(self, decoded: Block) -> dict[str, list[Any]]:
@@ -314,7 +317,7 @@ class _ClassifyAndWrite:
         ]
         # A task that an actor died in comes again with all its blocks, most of which it had written.
         done = [
-            *self.threads.map(lambda block: finished_block(self.run_uri, int(block["block"][0]), len(block["block"])), blocks)
+            *self.writers.map(lambda block: finished_block(self.run_uri, int(block["block"][0]), len(block["block"])), blocks)
         ]
         results: list[BlockResult | Future[BlockResult]] = []
         classified_from = []
@@ -322,7 +325,7 @@ class _ClassifyAndWrite:
             for block, result in zip(blocks, done, strict=True):
                 classified_from.append(time.time())
                 # A store takes its time to write, and the network need not wait for it.
-                results.append(result or self.threads.submit(self._write, block, *self._classified(block)))
+                results.append(result or self.writers.submit(self._write, block, *self._classified(block)))
         return {
             "result": [(each.result() if isinstance(each, Future) else each).encoded() for each in results],
             "decoded_at": [float(block["decoded_at"][0]) for block in blocks],

@@ -395,13 +395,13 @@ def test_a_prepared_data_set_is_listed_with_what_it_knows(prepared: PreparedData
 
 @given(st.integers(1, 3000), st.integers(1, 512))
 @settings(max_examples=50, deadline=None)
-def test_blocks_are_the_photos_in_order_and_no_more_than_a_fiftieth(rows: int, rows_per_block: int) -> None:
+def test_blocks_are_the_photos_in_order_and_no_more_than_a_hundredth(rows: int, rows_per_block: int) -> None:
     names = pa.array([str(number) for number in range(rows)])
     listing = listed(pa.table({"image_id": names, "image_uri": names}), rows_per_block)
     blocks = listing.blocks()
     assert sum(blocks.values()) == rows
     assert list(blocks) == np.cumsum([0, *list(blocks.values())[:-1]]).tolist()
-    assert max(blocks.values()) <= max(1, min(rows_per_block, rows // 50))
+    assert max(blocks.values()) <= max(1, min(rows_per_block, rows // 100))
     assert listing.rows_per_task % listing.rows_per_block == 0
 
 
