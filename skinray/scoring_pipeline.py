@@ -6,7 +6,6 @@ own file and adds no row, and a run that was killed, whatever of it, goes on wit
 
 import contextlib
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -236,8 +235,8 @@ def classified_blocks(
         _ClassifyAndWrite,
         batch_size=None,
         batch_format="numpy",
-        # One more call than are computed: it takes its photos out of the object store meanwhile, or writes.
-        compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=passes + 1, enable_true_multi_threading=True),
+        # Two calls: while one is computed, the next takes its photos out of the object store, and the last one writes.
+        compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True),
         # Next to nothing, not its threads: the forward pass and the decode tasks share the cores, and the operating system
         # divides them better than fixed shares do. Not 0: a head that is to run no work (num-cpus 0) must not get it.
         num_cpus=1 - DECODE_CPUS,
@@ -305,8 +304,8 @@ class _ClassifyAndWrite:
             raise ScoringError(f"bundle {bundle_uri} changed from {model_id} to {bundle.model_id} while the run was going")
         self.classifier = Classifier(bundle, batch_size, embeddings, precision)
         self.run_uri = run_uri
+        self.passes = ThreadPoolExecutor(passes, thread_name_prefix="passes")
         self.writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="blocks")
-        self.computing = threading.Semaphore(passes)
         self.ready = time.time()
 
     def __call__(self, decoded: Block) -> dict[str, list[Any]]:
@@ -319,13 +318,12 @@ class _ClassifyAndWrite:
         done = [
             *self.writers.map(lambda block: finished_block(self.run_uri, int(block["block"][0]), len(block["block"])), blocks)
         ]
-        results: list[BlockResult | Future[BlockResult]] = []
-        classified_from = []
-        with self.computing:
-            for block, result in zip(blocks, done, strict=True):
-                classified_from.append(time.time())
-                # A store takes its time to write, and the network need not wait for it.
-                results.append(result or self.writers.submit(self._write, block, *self._classified(block)))
+        scored = [result or self.passes.submit(self._score, block) for block, result in zip(blocks, done, strict=True)]
+        classified_from, results = [], []
+        for each in scored:
+            started, written = each.result() if isinstance(each, Future) else (time.time(), each)
+            classified_from.append(started)
+            results.append(written)
         return {
             "result": [(each.result() if isinstance(each, Future) else each).encoded() for each in results],
             "decoded_at": [float(block["decoded_at"][0]) for block in blocks],
@@ -333,6 +331,11 @@ class _ClassifyAndWrite:
             "actor_began": [self.began] * len(blocks),
             "model_ready": [self.ready] * len(blocks),
         }
+
+    def _score(self, block: Block) -> tuple[float, "Future[BlockResult]"]:
+        """When it began, and what will have been written: a store takes its time, and the network need not wait for it."""
+        started = time.time()
+        return started, self.writers.submit(self._write, block, *self._classified(block))
 
     def _classified(self, block: Block) -> list[npt.NDArray[np.float32]]:
         """Probabilities, and embeddings when they are wanted, of the photos of a block that are usable."""
