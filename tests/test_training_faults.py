@@ -88,15 +88,17 @@ def test_a_killed_worker_is_replaced_and_the_same_command_goes_on_after_its_driv
     first = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    wait_for_checkpoint_within_an_epoch(run)
-    before = training_workers(first.pid)
-    os.kill(before[0], signal.SIGKILL)
-    wait_for_checkpoint_within_an_epoch(run, after_epochs=2)
-    workers = training_workers(first.pid)
+    try:
+        wait_for_checkpoint_within_an_epoch(run)
+        before = training_workers(first.pid)
+        os.kill(before[0], signal.SIGKILL)
+        wait_for_checkpoint_within_an_epoch(run, after_epochs=2)
+        workers = training_workers(first.pid)
+    finally:
+        first.kill()
+        first.wait(timeout=30)
     assert len(workers) == 2
     assert before[0] not in workers
-    first.kill()
-    first.wait(timeout=30)
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -130,19 +132,26 @@ def test_ctrl_c_ends_the_command_at_once_and_all_that_it_started(prepared: Prepa
     config.write_text(json.dumps(settings.recorded()))
     command = [sys.executable, str(Path(__file__).parents[1] / "jobs" / "train.py"), "--config", str(config)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # A shell lets what it starts in the background ignore Ctrl-C, and so all that this starts.
+    command = ["env", "--default-signal=INT", *command]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stderr is not None
     before = []
-    for line in process.stderr:
-        before.append(line)
-        if line.startswith("epoch 1 "):
-            break
-    started = processes_below(process.pid)
-    assert training_workers(process.pid), "".join(before)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    try:
+        for line in process.stderr:
+            before.append(line)
+            if line.startswith("epoch 1 "):
+                break
+        started = processes_below(process.pid)
+        assert training_workers(process.pid), "".join(before)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    except BaseException:
+        process.kill()
+        process.communicate(timeout=30)
+        raise
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == "skinray: interrupted"
     assert "Traceback" not in said
