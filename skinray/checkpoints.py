@@ -16,7 +16,7 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from skinray.errors import StorageError
 ARRAYS, STATE = "arrays.npz", "state.json"
 # What `checkpoint_name` makes; a folder of another name has no place in their order.
 _NAME = re.compile(r"checkpoint_\d{6}_\d{9}")
+# How often checkpoints are listed while others are removed.
+_LISTINGS = 10
 # Ray Train's notes of which checkpoints there are.
 _NOTES = "checkpoint_manager_snapshot.json"
 
@@ -132,7 +134,7 @@ def newest_checkpoint(folder_uri: str) -> str | None:
     """
     if not storage.exists(folder_uri):
         return None
-    folders = {path.rpartition("/")[0] for path in file_listing.list_files(folder_uri) if path.endswith(f"/{ARRAYS}")}
+    folders = {path.rpartition("/")[0] for path in _files(folder_uri) if path.endswith(f"/{ARRAYS}")}
     for name in sorted(filter(_NAME.fullmatch, folders), reverse=True):
         try:
             load_checkpoint(storage.join(folder_uri, name))
@@ -145,6 +147,17 @@ def newest_checkpoint(folder_uri: str) -> str | None:
         else:
             return name
     return None
+
+
+def _files(folder_uri: str) -> Collection[str]:
+    """Those of all checkpoints; listed again when one was removed as too old meanwhile."""
+    for _ in range(_LISTINGS - 1):
+        try:
+            return file_listing.list_files(folder_uri)
+        except StorageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    return file_listing.list_files(folder_uri)
 
 
 def drop_unusable_notes(folder_uri: str) -> None:

@@ -101,28 +101,22 @@ def _walk(folder: str, roots: tuple[str, ...], above: frozenset[tuple[int, int]]
             found below one of them without it would list that one twice.
         above: Device and inode of the folders that it lies in, which a link may lead back to.
     """
-    try:
-        about = Path(folder).stat()
-        with os.scandir(folder) as opened:
-            entries = list(opened)
-    except FileNotFoundError:
-        if not above:
-            raise
-        return  # deleted meanwhile, as files are
+    about = Path(folder).stat()
     itself = (about.st_dev, about.st_ino)
     if itself in above:
         return
     names: dict[str, tuple[str, ...]] = {}
-    for entry in entries:
-        if _is_hidden(entry.name):
-            continue
-        if not _is_folder(entry):
-            names[entry.name] = ()
-            continue
-        target = os.path.realpath(entry.path) if entry.is_symlink() else None
-        if target is None or not any(_is_found_below(root, target) for root in roots):
-            # With its slash a folder stands where its files do in the order of all paths: "a.jpg", "a/b.jpg", "a0.jpg".
-            names[f"{entry.name}/"] = roots if target is None else (*roots, target)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_hidden(entry.name):
+                continue
+            if not _is_folder(entry):
+                names[entry.name] = ()
+                continue
+            target = os.path.realpath(entry.path) if entry.is_symlink() else None
+            if target is None or not any(_is_found_below(root, target) for root in roots):
+                # With its slash a folder stands where its files do in the order of all paths: "a.jpg", "a/b.jpg", "a0.jpg".
+                names[f"{entry.name}/"] = roots if target is None else (*roots, target)
     for name in sorted(names):
         path = os.path.join(folder, name)
         if name.endswith("/"):

@@ -1,7 +1,10 @@
 """A checkpoint gives back what was put in, and says when a run is over."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +95,24 @@ def test_a_checkpoint_cut_off_in_its_upload_is_passed_over(damage: Callable[[Pat
     (tmp_path / "checkpoint_manager_snapshot.json").write_text("{}")  # Ray Train's own, beside them
     stored(tmp_path, Progress(1, 0)).rename(tmp_path / "checkpoint_2026-11-21_21-27-38.247944")  # Ray Train's way to name them
     assert newest_checkpoint(str(tmp_path)) == whole.name
+
+
+def test_a_checkpoint_removed_while_they_are_listed_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2, 3):
+        folder = tmp_path / checkpoint_name(Progress(step=step))
+        folder.mkdir()
+        save_checkpoint(folder, Progress(step=step), {"model": []})
+    scandir = os.scandir
+
+    def scans(path: Any) -> Any:
+        opened = scandir(path)
+        if checkpoint_name(Progress(step=1)) in str(path):  # the next one goes before it is looked at
+            shutil.rmtree(tmp_path / checkpoint_name(Progress(step=2)), ignore_errors=True)
+        return opened
+
+    monkeypatch.setattr(os, "scandir", scans)
+    assert newest_checkpoint(str(tmp_path)) == checkpoint_name(Progress(step=3))
+    assert not (tmp_path / checkpoint_name(Progress(step=2))).exists()
 
 
 def test_a_run_without_a_whole_checkpoint_has_none(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Listings as they are found: in one order on a disk and in a bucket, without what is no file."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -138,15 +137,3 @@ def test_a_folder_that_goes_while_it_is_listed_is_named(tmp_path: Path) -> None:
     (tmp_path / "b").rmdir()
     with pytest.raises(StorageError, match="cannot list"):
         list(found)
-
-
-def test_a_folder_that_is_deleted_meanwhile_has_no_files(tmp_path: Path) -> None:
-    for path in ("a/1", "b/1", "c/1"):
-        storage.write_bytes(str(tmp_path / path), b"x")
-    found = file_listing.iterate_entries(str(tmp_path))
-    assert next(found)[0] == "a/1"
-    shutil.rmtree(tmp_path / "b")
-    assert [path for path, _ in found] == ["c/1"]
-    shutil.rmtree(tmp_path)
-    with pytest.raises(StorageError, match="does not exist"):
-        list(file_listing.iterate_entries(str(tmp_path)))
