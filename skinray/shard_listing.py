@@ -29,6 +29,8 @@ _ID_COLUMNS = ("image_id", "isic_id", "image_name", "__key__", "id")
 MANIFEST_URI_COLUMNS = ("image_uri", "uri", "url", "path", "file", "image")
 _TEXT_COLUMNS = ("label", "patient_id", "lesion_id", "sex", "site")
 _LOOKUPS_AT_ONCE = 32
+# What a thread pool plans stays in memory as a kilobyte each.
+_LOOKUPS_PLANNED = 1 << 12
 # So much of a shard in an object store is fetched with each header while it is listed (s3fs: 50 MB, and so all of it): one call
 # for several small photos, and of photos of a megabyte no more than an eighth.
 _HEADERS_AHEAD = 1 << 17
@@ -200,9 +202,10 @@ def read_manifest(uri: str) -> pa.Table:
     tally = Tally("listing", f"of {len(uris):,} photos looked up")
     entries = []
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE, thread_name_prefix="lookup") as threads:
-        for entry in threads.map(_entry_if_there, uris):
-            entries.append(entry)
-            tally.advance()
+        for start in range(0, len(uris), _LOOKUPS_PLANNED):
+            for entry in threads.map(_entry_if_there, uris[start : start + _LOOKUPS_PLANNED]):
+                entries.append(entry)
+                tally.advance()
     columns: dict[str, Any] = {
         "written": pa.array(written, pa.string()),
         "image_uri": pa.array(uris, pa.string()),
