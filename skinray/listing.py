@@ -154,11 +154,7 @@ def list_photos(input_uri: str, rows_per_block: int, image_id: ImageIdRule) -> L
     if not len(photos):
         raise StorageError(f"{input_uri} lists no photos")
     _check_names(photos["image_id"], input_uri, image_id)
-    listing = listed(photos, rows_per_block, _in_words(left_out), folder)
-    # The lists that it was made of are several times as large; Arrow would keep their memory until the run ends.
-    del photos
-    pa.default_memory_pool().release_unused()
-    return listing
+    return listed(photos, rows_per_block, _in_words(left_out), folder)
 
 
 def list_dataset(dataset: PreparedDataset, splits: tuple[SplitName, ...], rows_per_block: int = 192) -> Listing:

@@ -13,10 +13,12 @@ The run is published when every listed photo is one row.
 
 import dataclasses
 import datetime
+import gc
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skinray import storage
@@ -64,6 +66,9 @@ def score_archive(settings: ScoreSettings, now: datetime.datetime, verb: str = "
         if not listing.rows:
             return RunSummary.of_nothing(skipped_rows)
         run_uri, listing = open_run(settings, identity, listing, now)
+        # What a listing was made of is several times its size, and would be kept all night.
+        gc.collect()
+        pa.default_memory_pool().release_unused()
         listing_s = time.monotonic() - began
         summary, files = write_predictions(bundle, listing, settings, run_uri, Extras(settings.refuse, settings.embeddings))
         summary = dataclasses.replace(summary, skipped_rows=skipped_rows, listing_seconds=listing_s)
