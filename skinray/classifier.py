@@ -73,7 +73,7 @@ def _without(*packages: str) -> Iterator[None]:
 
 
 # Those whose probabilities bfloat16 was seen to move by less than 0.02: ResNet-50, trained for two epochs, by 0.008 (ROC-AUC
-# by 0.0009, 799 photos). MobileNet's, trained, it moves by up to 0.12 (799 photos; ROC-AUC by 0.0001).
+# by 0.0009, 799 photos). Those of two trained MobileNets it moves by up to 0.05 and 0.12 (799 photos; ROC-AUC by 0.0004 at most).
 _BEARS_BFLOAT16 = frozenset({"resnet50"})
 
 
