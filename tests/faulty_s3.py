@@ -2,7 +2,7 @@
 
 It passes everything on unchanged, the Host header too, which S3 signatures cover, and keeps its clients' connections open as
 stores do. What it does to a call depends on the seed, the call and how often that call came before: not on the order in which
-calls from several processes happen to arrive.
+calls from several processes happen to arrive, nor on the bucket, whose name differs from run to run.
 """
 
 import asyncio
@@ -59,7 +59,8 @@ class Faults:
         if not self.only(method, target):
             return ""
         self.seen[method, target] += 1
-        draw = random.Random(f"{self.seed} {self.seen[method, target]} {method} {target}").random()
+        in_bucket = target.lstrip("/").partition("/")[2]
+        draw = random.Random(f"{self.seed} {self.seen[method, target]} {method} {in_bucket}").random()
         for name in ("slow_down", "internal", "cut", "slow"):
             draw -= getattr(self, name)
             if draw < 0 and self._in_a_row[method, target] < self.most_in_a_row:
