@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 
-from skinray import storage
+from skinray import shard_listing, storage
 from skinray.errors import ConfigError, ImageError, StorageError
 from skinray.images import MAX_FILE_BYTES
 from skinray.listing import LISTING_SCHEMA, Listing, list_dataset, list_photos, listed, read_listing, write_listing
@@ -274,6 +274,19 @@ def test_every_row_of_a_manifest_is_a_photo_with_a_name(tmp_path: Path, suffix: 
     table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
     missing = dict.fromkeys(("y", f"night{suffix}#3", f"night{suffix}#4"), FileNotFoundError)
     assert contents(list_photos(str(path), 4, "path")) == {"x": b"a", "b.jpg": b"b", **missing}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 9])
+def test_a_manifest_that_is_looked_up_in_parts_keeps_its_order(
+    tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_listing, "_LOOKUPS_PLANNED", 3)
+    for number in range(0, rows, 2):
+        (tmp_path / f"{number}.jpg").write_bytes(b"x" * (number + 1))
+    (tmp_path / "night.csv").write_text("\n".join(["uri", *(f"{number}.jpg" for number in range(rows))]))
+    photos = list_photos(str(tmp_path / "night.csv"), 4, "path").photos
+    assert photos["image_id"].to_pylist() == [f"{number}.jpg" for number in range(rows)]
+    assert photos["file_bytes"].to_pylist() == [0 if number % 2 else number + 1 for number in range(rows)]
 
 
 def test_a_row_of_a_manifest_that_no_file_can_be_called_fails_and_no_other(tmp_path: Path) -> None:
