@@ -320,8 +320,7 @@ def _benchmark(settings: BenchmarkSettings) -> int:
         telemetry.import_tensorflow()
     from skinray.benchmark import run_benchmark
 
-    with ray_session():
-        return run_benchmark(settings)
+    return run_benchmark(settings)
 
 
 def _benchmark_dry(settings: BenchmarkSettings) -> list[str]:
